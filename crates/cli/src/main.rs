@@ -1,0 +1,2 @@
+//! The `overspill` command line.
+fn main() {}
