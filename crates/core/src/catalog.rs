@@ -286,7 +286,8 @@ impl CatalogBuilder {
             }
             tensors.push(tensor);
         }
-        let cut: Vec<Units> = (self.tensors.iter().zip(&tensors)).filter_map(|(raw, t)| Units::of(raw.role, t)).collect();
+        let cut: Vec<Units> =
+            (self.tensors.iter().zip(&tensors)).filter_map(|(raw, t)| Units::of(raw.role, t)).collect();
         let payload = self.payload_bytes.unwrap_or_else(|| choose_payload_bytes(&cut));
         let largest_row = cut.iter().map(|u| u.rows_min() * u.row_bytes).max().unwrap_or(0);
         let payload = payload.max(largest_row.next_multiple_of(ALIGN_BYTES)).max(ALIGN_BYTES);
@@ -310,8 +311,7 @@ impl CatalogBuilder {
     }
 
     fn check(&self, raw: &RawTensor) -> Result<Tensor, CatalogError> {
-        let shape_error =
-            || CatalogError::Shape { name: raw.name.clone(), shape: raw.shape.clone(), dtype: raw.dtype };
+        let shape_error = || CatalogError::Shape { name: raw.name.clone(), shape: raw.shape.clone(), dtype: raw.dtype };
         let file = self
             .files
             .get(raw.file.index())
@@ -596,17 +596,16 @@ impl Catalog {
                 let rows = tensor.bytes / tensor.row_bytes;
                 vec![Piece { block, row: 0, rows, slot_offset, bytes: tensor.bytes }]
             }
-            Layout::Cut { first, units, blocks_per_unit, rows_per_unit, rows_per_block } if unit < units => {
-                (0..blocks_per_unit)
-                    .map(|i| {
-                        let block = BlockId(first.0 + unit * blocks_per_unit + i);
-                        let row = u64::from(i) * rows_per_block;
-                        let rows = rows_per_block.min(rows_per_unit - row);
-                        let slot_offset = self.parts(block)[0].slot_offset;
-                        Piece { block, row, rows, slot_offset, bytes: rows * tensor.row_bytes }
-                    })
-                    .collect()
-            }
+            Layout::Cut { first, units, blocks_per_unit, rows_per_unit, rows_per_block } if unit < units => (0
+                ..blocks_per_unit)
+                .map(|i| {
+                    let block = BlockId(first.0 + unit * blocks_per_unit + i);
+                    let row = u64::from(i) * rows_per_block;
+                    let rows = rows_per_block.min(rows_per_unit - row);
+                    let slot_offset = self.parts(block)[0].slot_offset;
+                    Piece { block, row, rows, slot_offset, bytes: rows * tensor.row_bytes }
+                })
+                .collect(),
             Layout::Whole { .. } | Layout::Cut { .. } => Vec::new(),
         }
     }

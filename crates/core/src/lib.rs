@@ -8,10 +8,25 @@
 //! sizes of their blocks and the order in which steps read them.
 #![forbid(unsafe_code)]
 
+mod bitset;
+mod brain;
 pub mod catalog;
+mod config;
 pub mod dtype;
+mod evict;
 pub mod ids;
+mod learn;
+mod lru;
+mod protocol;
+mod schedule;
 pub mod seam;
+mod slots;
+pub mod word;
+
+pub use brain::{Brain, Decision, TierStats};
+pub use config::{BlockSize, Config, Evict, Prefetch, TierConfig, TooSmall};
+pub use protocol::{Command, Event, Refusal};
+pub use schedule::{Schedule, Step};
 
 pub use catalog::{Block, Catalog, CatalogBuilder, CatalogError, Layout, Part, RawTensor, Role, RowTable, Tensor};
 pub use dtype::DType;

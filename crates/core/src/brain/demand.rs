@@ -1,0 +1,269 @@
+//! Who waits for what, and the search for room.
+//!
+//! Demands are served in order: the first that has not got all its slots takes what can be freed, and none behind it
+//! may free anything until it has. So no two demands can each hold what the other needs.
+
+use super::{Brain, NO_SLOT, State};
+use crate::config::Evict;
+use crate::evict::{self, Limit};
+use crate::ids::{BlockId, Nanos, SlotId, Ticket, TierId};
+use crate::protocol::{Command, Refusal};
+
+/// Somebody who waits.
+#[derive(Debug)]
+pub(crate) struct Demand {
+    pub(crate) ticket: Ticket,
+    pub(crate) tier: TierId,
+    pub(crate) blocks: Vec<BlockId>,
+    /// Blocks that are not resident yet.
+    pub(crate) missing: usize,
+    /// Every block is resident or on its way.
+    pub(crate) assigned: bool,
+    pub(crate) deadline: Nanos,
+}
+
+impl Brain {
+    pub(crate) fn demand(&mut self, ticket: Ticket, tier: TierId, blocks: &[BlockId], deadline: Nanos) {
+        let slots: usize = blocks.iter().map(|b| self.blocks[b.index()].slots as usize).sum();
+        if slots > self.tiers[tier.index()].slots.limit() {
+            let bytes_min = self.slots_bytes(slots);
+            self.out.push_back(Command::Fail { ticket, reason: Refusal::TooSmall { bytes_min } });
+            return;
+        }
+        let mut list = self.spare.pop().unwrap_or_default();
+        list.extend_from_slice(blocks);
+        for &block in blocks {
+            self.claim(tier, block);
+        }
+        let missing = blocks.iter().filter(|&&b| self.place(tier, b).state != State::Resident).count();
+        self.demands.push_back(Demand { ticket, tier, blocks: list, missing, assigned: false, deadline });
+        if missing == 0 {
+            self.finish_demand(self.demands.len() - 1, None);
+        }
+    }
+
+    pub(crate) fn withdraw(&mut self, ticket: Ticket) {
+        if let Some(index) = self.demands.iter().position(|d| d.ticket == ticket)
+            && let Some(demand) = self.demands.remove(index)
+        {
+            self.drop_claims(demand);
+            self.cancel_unwanted();
+        }
+    }
+
+    /// Ends a demand: granted, or failed with a reason.
+    pub(crate) fn finish_demand(&mut self, index: usize, failure: Option<Refusal>) {
+        let Some(demand) = self.demands.remove(index) else { return };
+        let ticket = demand.ticket;
+        match failure {
+            Some(reason) => self.out.push_back(Command::Fail { ticket, reason }),
+            None => {
+                for &block in &demand.blocks {
+                    self.mark_used(demand.tier, block);
+                }
+                self.out.push_back(Command::Grant { ticket });
+            }
+        }
+        self.drop_claims(demand);
+    }
+
+    fn drop_claims(&mut self, mut demand: Demand) {
+        for &block in &demand.blocks {
+            self.unclaim(demand.tier, block);
+        }
+        demand.blocks.clear();
+        self.spare.push(demand.blocks);
+    }
+
+    /// Fails the demands that pins have kept waiting for too long.
+    pub(crate) fn expire(&mut self, now: Nanos) {
+        let mut index = 0;
+        while index < self.demands.len() {
+            if !self.demands[index].assigned && self.demands[index].deadline <= now {
+                self.finish_demand(index, Some(Refusal::PinnedOut));
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    pub(crate) fn assign_demands(&mut self) {
+        for index in 0..self.demands.len() {
+            if self.demands[index].assigned {
+                continue;
+            }
+            let tier = self.demands[index].tier;
+            for at in 0..self.demands[index].blocks.len() {
+                let block = self.demands[index].blocks[at];
+                if !self.ensure(tier, block) {
+                    return;
+                }
+            }
+            self.demands[index].assigned = true;
+        }
+    }
+
+    /// Sees to it that a block is in a tier or on its way there. False if room must be found first.
+    fn ensure(&mut self, tier: TierId, block: BlockId) -> bool {
+        match self.place(tier, block).state {
+            State::Resident | State::Loading => true,
+            State::Retiring => false,
+            State::Waiting => match self.tiers[tier.index()].parent {
+                Some(parent) => self.ensure(parent, block),
+                None => true,
+            },
+            State::Absent => {
+                if let Some(parent) = self.tiers[tier.index()].parent
+                    && !self.ensure(parent, block)
+                {
+                    return false;
+                }
+                let Some(slot) = self.take_slot(tier, block, Limit::Demand) else { return false };
+                self.start_load(tier, block, slot, false);
+                true
+            }
+        }
+    }
+
+    /// A free slot for a block; or asks the body to retire a block that may go under `limit`, and returns `None`.
+    pub(crate) fn take_slot(&mut self, tier: TierId, block: BlockId, limit: Limit) -> Option<SlotId> {
+        let slots = self.blocks[block.index()].slots;
+        if let Some(slot) = self.tiers[tier.index()].slots.take(slots, block) {
+            return Some(slot);
+        }
+        if self.tiers[tier.index()].awaiting.is_none() {
+            let victim =
+                if slots == 1 { self.victim(tier, limit) } else { self.victim_for_run(tier, slots as usize, limit) };
+            if let Some(victim) = victim {
+                self.begin_retire(tier, victim);
+            }
+        }
+        None
+    }
+
+    fn victim(&self, tier: TierId, limit: Limit) -> Option<BlockId> {
+        if let Some(surplus) = self.tiers[tier.index()].surplus.next(0) {
+            return Some(BlockId(surplus as u32));
+        }
+        let evictor = self.evictor();
+        if let Some(victim) = evictor.victim(self, tier, limit) {
+            return Some(victim);
+        }
+        // A demand may take even what the plan keeps.
+        (limit == Limit::Demand).then(|| evict::any(self, tier)).flatten()
+    }
+
+    /// The run of slots that costs least: it holds nothing that must stay, and as little as possible.
+    fn victim_for_run(&self, tier: TierId, slots: usize, limit: Limit) -> Option<BlockId> {
+        if limit != Limit::Demand {
+            return None;
+        }
+        let t = &self.tiers[tier.index()];
+        let mut best: Option<(usize, usize, usize)> = None;
+        for window in t.slots.windows(slots) {
+            let start = window.start;
+            let owners = || window.clone().filter_map(|slot| t.slots.owner(slot));
+            if owners().all(|owner| self.could_go(tier, owner)) {
+                let kept = owners().filter(|owner| t.kept.contains(owner.index())).count();
+                let cost = (kept, owners().count(), start);
+                best = Some(best.map_or(cost, |best| best.min(cost)));
+            }
+        }
+        let (_, _, start) = best?;
+        (start..start + slots).find_map(|slot| t.slots.owner(slot))
+    }
+
+    pub(crate) fn evictor(&self) -> &'static dyn evict::Evictor {
+        match self.evict_in_force() {
+            Evict::Lru => &evict::LeastRecentlyUsed,
+            _ => &evict::NextUse,
+        }
+    }
+
+    pub(crate) fn begin_retire(&mut self, tier: TierId, block: BlockId) {
+        self.set_state(tier, block, State::Retiring);
+        self.tiers[tier.index()].awaiting = Some(block);
+        self.out.push_back(Command::Retire { tier, block });
+    }
+
+    pub(crate) fn retired(&mut self, tier: TierId, block: BlockId) {
+        self.tiers[tier.index()].awaiting = None;
+        self.tiers[tier.index()].evictions += 1;
+        if self.place(tier, block).unused {
+            self.tiers[tier.index()].wasted += 1;
+            if self.place(tier, block).expected {
+                self.governor.wasted();
+            }
+        }
+        self.free_place(tier, block);
+    }
+
+    pub(crate) fn retire_refused(&mut self, tier: TierId, block: BlockId) {
+        self.tiers[tier.index()].awaiting = None;
+        self.place_mut(tier, block).pinned = true;
+        self.set_state(tier, block, State::Resident);
+    }
+
+    /// Takes a block out of the books of a tier and gives its slot back.
+    pub(crate) fn free_place(&mut self, tier: TierId, block: BlockId) {
+        self.not_ahead(tier, block);
+        let slots = self.blocks[block.index()].slots;
+        let place = self.place_mut(tier, block);
+        let slot = SlotId(place.slot);
+        place.slot = NO_SLOT;
+        place.expected = false;
+        place.retried = false;
+        self.tiers[tier.index()].lru.remove(block.index());
+        self.set_state(tier, block, State::Absent);
+        if let Some(slab) = self.tiers[tier.index()].slots.give_back(slot, slots) {
+            self.out.push_back(Command::ReleaseSlab { tier, slab: slab as u32 });
+        }
+        // Whoever counted on it must be served again.
+        for demand in &mut self.demands {
+            if demand.tier == tier && demand.assigned && demand.blocks.contains(&block) {
+                demand.assigned = false;
+            }
+        }
+    }
+
+    pub(crate) fn budget_changed(&mut self, tier: TierId, bytes: u64) {
+        let all: u64 = self.blocks.iter().map(|b| u64::from(b.slots)).sum();
+        let t = &mut self.tiers[tier.index()];
+        let mut slots = (bytes / self.slot_bytes).min(all) as usize;
+        // Memory is given back by whole slabs, so a lowered budget counts only whole ones.
+        if slots < t.slots.limit() {
+            slots = slots / t.slots.per_slab() * t.slots.per_slab();
+        }
+        t.budget_bytes = bytes;
+        t.slots.set_limit(slots);
+        let empty: Vec<usize> = t.slots.empty_slabs_above_limit().collect();
+        for slab in empty {
+            self.out.push_back(Command::ReleaseSlab { tier, slab: slab as u32 });
+        }
+        self.replan();
+        // A demand that no longer fits must not wait for ever.
+        let mut index = 0;
+        while index < self.demands.len() {
+            let demand = &self.demands[index];
+            let need: usize = demand.blocks.iter().map(|b| self.blocks[b.index()].slots as usize).sum();
+            if demand.tier == tier && need > slots {
+                let bytes_min = self.slots_bytes(need);
+                self.finish_demand(index, Some(Refusal::TooSmall { bytes_min }));
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Empties the slots above a lowered limit, one at a time.
+    pub(crate) fn shrink(&mut self, tier: TierId) {
+        let mut from = 0;
+        while self.tiers[tier.index()].awaiting.is_none() {
+            let Some((slot, block)) = self.tiers[tier.index()].slots.owner_above_limit(from) else { return };
+            if self.could_go(tier, block) {
+                self.begin_retire(tier, block);
+            }
+            from = slot + 1;
+        }
+    }
+}

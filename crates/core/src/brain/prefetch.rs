@@ -1,0 +1,146 @@
+//! What is brought before it is asked for: the nearest uses whose blocks are absent, across step and token boundaries,
+//! as long as the window of each wire has room and nothing that is used sooner must go.
+
+use super::{Brain, State};
+use crate::config::Prefetch;
+use crate::evict::Limit;
+use crate::ids::{BlockId, TierId};
+
+/// Absent uses that are looked at beyond one that cannot be moved yet (its disk's window is full, its parent has not
+/// got it): others may have a wire that idles.
+const LOOK_PAST_MAX: usize = 64;
+
+impl Brain {
+    pub(crate) fn prefetch_into(&mut self, tier: TierId) {
+        if self.prefetch == Prefetch::Off {
+            return;
+        }
+        while self.tiers[tier.index()].awaiting.is_none() {
+            let Some((distance, block)) = self.nearest_movable(tier) else { return };
+            let Some(slot) = self.take_slot(tier, block, Limit::FurtherThan(distance)) else { return };
+            self.start_load(tier, block, slot, true);
+        }
+    }
+
+    /// The absent block that is used soonest among those that could be moved now.
+    fn nearest_movable(&self, tier: TierId) -> Option<(u64, BlockId)> {
+        let mut best: Option<(u64, BlockId)> = None;
+        for registered in self.schedules.iter().flatten() {
+            let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
+            let absent = &coverage.absent;
+            for sequence in &registered.sequences {
+                let Some(Some(cursor)) = self.cursors.get(sequence.index()) else { continue };
+                let mut from = cursor.position;
+                let mut wrapped = false;
+                for _ in 0..LOOK_PAST_MAX {
+                    let position = match absent.next(from) {
+                        Some(position) if !wrapped || position < cursor.position => position,
+                        None if registered.cyclic && !wrapped => {
+                            (from, wrapped) = (0, true);
+                            continue;
+                        }
+                        _ => break,
+                    };
+                    let distance = registered.distance_to(position, cursor.position);
+                    if best.is_some_and(|(nearest, _)| distance >= nearest) {
+                        break;
+                    }
+                    let block = registered.order[position];
+                    if self.movable(tier, block) {
+                        best = Some((distance, block));
+                        break;
+                    }
+                    from = position + 1;
+                }
+            }
+        }
+        best
+    }
+
+    fn movable(&self, tier: TierId, block: BlockId) -> bool {
+        let t = &self.tiers[tier.index()];
+        if self.place(tier, block).state != State::Absent {
+            return false;
+        }
+        let bytes = self.blocks[block.index()].bytes;
+        let ahead = match t.parent {
+            None => self.disk_ahead_bytes[self.blocks[block.index()].wire as usize],
+            Some(parent) if self.place(parent, block).state == State::Resident => t.ahead_bytes,
+            Some(_) => return false,
+        };
+        ahead == 0 || ahead + bytes <= t.window_bytes
+    }
+
+    /// Speculation gets a quarter of the window, and nothing while the wire is busy with more.
+    pub(crate) fn room_to_speculate(&mut self, tier: TierId, block: BlockId) -> bool {
+        let bytes = self.blocks[block.index()].bytes;
+        let window = self.tiers[tier.index()].window_bytes / 4;
+        let ahead = *self.ahead_mut(tier, block);
+        ahead == 0 || ahead + bytes <= window
+    }
+}
+
+/// Stops speculation that does not pay (invariant 7): counts what was used and what was evicted unused, forgets slowly,
+/// and lets one guess in [`Governor::PROBE_EVERY`] through to see whether things have changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Governor {
+    used: u32,
+    wasted: u32,
+    refused: u32,
+}
+
+impl Governor {
+    const MEMORY: u32 = 256;
+    const PROBE_EVERY: u32 = 64;
+    /// Guesses less likely than this are not worth a slot.
+    const PROBABILITY_MILLI_MIN: u16 = 500;
+
+    pub(crate) fn used(&mut self) {
+        self.used += 1;
+        self.forget();
+    }
+
+    pub(crate) fn wasted(&mut self) {
+        self.wasted += 1;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        if self.used + self.wasted > Self::MEMORY {
+            self.used /= 2;
+            self.wasted /= 2;
+        }
+    }
+
+    pub(crate) fn allows(&mut self, probability_milli: u16) -> bool {
+        if probability_milli < Self::PROBABILITY_MILLI_MIN {
+            return false;
+        }
+        if self.wasted <= self.used + 16 {
+            return true;
+        }
+        self.refused += 1;
+        self.refused.is_multiple_of(Self::PROBE_EVERY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Invariant 7: speculation stops by itself when it does not pay.
+    #[test]
+    fn the_governor_stops_what_does_not_pay_and_probes() {
+        let mut governor = Governor::default();
+        assert!(governor.allows(900) && !governor.allows(100));
+        for _ in 0..40 {
+            governor.wasted();
+        }
+        let allowed = (0..640).filter(|_| governor.allows(900)).count();
+        assert_eq!(allowed, 10);
+        for _ in 0..60 {
+            governor.used();
+        }
+        assert!(governor.allows(900));
+    }
+}

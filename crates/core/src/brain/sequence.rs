@@ -1,0 +1,91 @@
+//! Cursors: where each request stands in its schedule, and what its steps touch.
+
+use super::{Brain, State};
+use crate::ids::{BlockId, SequenceId, StepId, TierId};
+use crate::schedule::Cursor;
+
+impl Brain {
+    pub(crate) fn step_entered(&mut self, sequence: SequenceId, step: StepId) {
+        let Some(Some(cursor)) = self.cursors.get(sequence.index()).copied() else { return };
+        let Some(registered) = &self.schedules[cursor.schedule] else { return };
+        let Some(place) = registered.step(step).copied() else { return };
+        let steps = registered.steps.len() as u32;
+        let in_order = step == cursor.step || step.0 == (cursor.step.0 + 1) % steps;
+        let position = place.start as usize;
+        self.cursors[sequence.index()] = Some(Cursor { position, step, ..cursor });
+        for position in place.start..place.end {
+            let Some(registered) = &self.schedules[cursor.schedule] else { return };
+            let block = registered.order[position as usize];
+            self.mark_used(place.tier, block);
+        }
+        if !in_order {
+            self.cancel_unwanted();
+        }
+    }
+
+    pub(crate) fn step_touched(&mut self, sequence: SequenceId, step: StepId) {
+        let Some(Some(cursor)) = self.cursors.get_mut(sequence.index()) else { return };
+        if cursor.step != step {
+            return;
+        }
+        if let Some(registered) = &self.schedules[cursor.schedule] {
+            cursor.position = registered.positions(step).end;
+        }
+    }
+
+    pub(crate) fn touched(&mut self, tier: TierId, blocks: &[BlockId]) {
+        for &block in blocks {
+            if block.index() >= self.blocks.len() {
+                continue;
+            }
+            self.mark_used(tier, block);
+            self.learn(tier, block);
+        }
+    }
+
+    /// Uses until a block is used next, over all cursors; `None` if no cursor comes to it.
+    pub(crate) fn distance(&self, _tier: TierId, block: BlockId) -> Option<u64> {
+        let mut nearest = None;
+        for registered in self.schedules.iter().flatten() {
+            for sequence in &registered.sequences {
+                let Some(Some(cursor)) = self.cursors.get(sequence.index()) else { continue };
+                let distance = registered.distance(block, cursor.position);
+                nearest = match (nearest, distance) {
+                    (Some(a), Some(b)) => Some(u64::min(a, b)),
+                    (a, b) => a.or(b),
+                };
+            }
+        }
+        nearest
+    }
+
+    /// Speculation on what a step will choose: brought only if nobody waits, little is under way, and it has paid.
+    pub(crate) fn expected(&mut self, sequence: SequenceId, step: StepId, blocks: &[BlockId], probability_milli: u16) {
+        let Some(Some(cursor)) = self.cursors.get(sequence.index()).copied() else { return };
+        let Some(registered) = &self.schedules[cursor.schedule] else { return };
+        let Some(tier) = registered.step(step).map(|s| s.tier) else { return };
+        if !self.governor.allows(probability_milli) || self.prefetch == crate::Prefetch::Off {
+            return;
+        }
+        for &block in blocks {
+            let state = self.place(tier, block).state;
+            if state != State::Absent || !self.demands.is_empty() || !self.room_to_speculate(tier, block) {
+                continue;
+            }
+            if let Some(parent) = self.tiers[tier.index()].parent
+                && self.place(parent, block).state != State::Resident
+            {
+                continue;
+            }
+            let slots = self.blocks[block.index()].slots;
+            let slot = self.tiers[tier.index()]
+                .slots
+                .take(slots, block)
+                .or_else(|| self.take_slot(tier, block, crate::evict::Limit::FurtherThan(u64::MAX - 1)));
+            if let Some(slot) = slot {
+                self.place_mut(tier, block).expected = true;
+                self.start_load(tier, block, slot, true);
+            }
+        }
+    }
+}
