@@ -1,1 +1,13 @@
-//! Skeleton.
+//! The reference runtime of overspill: a decoder that runs models larger than memory, on a CPU or a GPU.
+//!
+//! One decoder, driven by a table of what each layer of an architecture does ([`arch`]), asks the engine for the blocks
+//! of each step and a [`backend::Backend`] for the arithmetic. Models come from Hugging Face directories and from GGUF
+//! files. The bits of an answer depend on the model, the prompt and the backend alone, never on a budget, a policy, a
+//! chunk size or a number of threads.
+//!
+//! What is not here: where weights are and when they move. That is the engine's (`overspill`).
+
+pub mod backend;
+mod error;
+
+pub use error::InferError;
