@@ -9,5 +9,6 @@
 
 pub mod backend;
 mod error;
+pub mod kernels;
 
 pub use error::InferError;

@@ -1,0 +1,326 @@
+//! Weights against f32 activations: four rows at a time for few tokens, register tiles over a decoded panel for many.
+
+use super::super::super::blocks::{Decode, decode_all};
+use super::super::super::input::{Input, LANES};
+use super::super::columns::Out;
+use core::arch::x86_64::*;
+use core::cell::RefCell;
+use core::marker::PhantomData;
+
+/// Weights that can be had as f32.
+///
+/// # Safety
+/// Every method needs AVX2, FMA and F16C; they are `inline(always)` and belong inside a function that enables these.
+pub(super) trait Source {
+    /// Elements of a group.
+    const ELEMENTS: usize;
+    /// Bytes of a group.
+    const GROUP_BYTES: usize;
+    /// Decodes `out.len()` elements, whole groups.
+    unsafe fn decode(bytes: &[u8], out: &mut [f32]);
+    /// Adds the lane-wise products of `R` rows with `x`, `x` padded to whole lanes and rows of equal length.
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], x: &[f32], lanes: &mut [__m256; R]);
+}
+
+/// Types decoded to a small buffer that stays in the first-level cache.
+pub(super) struct ViaBuffer<D>(PhantomData<D>);
+
+/// Elements of that buffer.
+const BUFFER: usize = 256;
+
+impl<D: Decode> Source for ViaBuffer<D> {
+    const ELEMENTS: usize = D::ELEMENTS;
+    const GROUP_BYTES: usize = D::GROUP_BYTES;
+
+    #[inline(always)]
+    unsafe fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode_all::<D>(bytes, out);
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], x: &[f32], lanes: &mut [__m256; R]) {
+        let step = BUFFER / D::ELEMENTS * D::GROUP_BYTES;
+        let mut buffer = [0.0; BUFFER];
+        for (chunk, x) in x.chunks(BUFFER).enumerate() {
+            for (row, lanes) in rows.iter().zip(lanes.iter_mut()) {
+                let start = chunk * step;
+                decode_all::<D>(&row[start..row.len().min(start + step)], &mut buffer[..x.len()]);
+                for (w, x) in buffer[..x.len()].chunks_exact(LANES).zip(x.chunks_exact(LANES)) {
+                    // SAFETY: both slices have 8 floats; FMA by the trait's contract.
+                    *lanes =
+                        unsafe { _mm256_fmadd_ps(_mm256_loadu_ps(w.as_ptr()), _mm256_loadu_ps(x.as_ptr()), *lanes) };
+                }
+            }
+        }
+    }
+}
+
+/// IEEE single precision.
+pub(super) struct F32;
+/// IEEE half precision.
+pub(super) struct F16;
+/// bfloat16.
+pub(super) struct Bf16;
+
+/// A plain float type, eight at a time.
+///
+/// # Safety
+/// `load` needs AVX2 and F16C, and 8 elements readable at `at`, at any alignment.
+pub(super) trait Lanes {
+    const BYTES: usize;
+    unsafe fn load(at: *const u8) -> __m256;
+}
+
+impl Lanes for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // SAFETY: 32 bytes are readable by the trait's contract.
+        unsafe { _mm256_loadu_ps(at.cast()) }
+    }
+}
+
+impl Lanes for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // SAFETY: 16 bytes are readable, and F16C is there, by the trait's contract.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+}
+
+impl Lanes for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // SAFETY: 16 bytes are readable, and AVX2 is there, by the trait's contract.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())))) }
+    }
+}
+
+/// The last elements of a row, fewer than 8, followed by zeros.
+#[inline(always)]
+fn padded_tail(tail: &[u8]) -> [u8; 32] {
+    let mut padded = [0; 32];
+    padded[..tail.len()].copy_from_slice(tail);
+    padded
+}
+
+impl<L: Lanes> Source for L {
+    const ELEMENTS: usize = 1;
+    const GROUP_BYTES: usize = L::BYTES;
+
+    #[inline(always)]
+    unsafe fn decode(bytes: &[u8], out: &mut [f32]) {
+        let wide = LANES * L::BYTES;
+        let mut chunks = out.chunks_exact_mut(LANES);
+        for (out, bytes) in chunks.by_ref().zip(bytes.chunks_exact(wide)) {
+            // SAFETY: `bytes` has 8 elements, `out` 8 floats.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), L::load(bytes.as_ptr())) };
+        }
+        let tail = chunks.into_remainder();
+        if !tail.is_empty() {
+            let padded = padded_tail(&bytes[bytes.len() - tail.len() * L::BYTES..]);
+            let mut lanes = [0.0; LANES];
+            // SAFETY: `padded` has room for 8 elements, `lanes` is 8 floats.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), L::load(padded.as_ptr())) };
+            tail.copy_from_slice(&lanes[..tail.len()]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], x: &[f32], lanes: &mut [__m256; R]) {
+        let wide = LANES * L::BYTES;
+        let whole = rows[0].len() / wide;
+        assert!(rows.iter().all(|row| row.len() == rows[0].len()) && x.len() >= whole * LANES);
+        for i in 0..whole {
+            // SAFETY: element 8 i + 7 of `x` and of every row exist, by the assertion.
+            unsafe {
+                let x = _mm256_loadu_ps(x.as_ptr().add(i * LANES));
+                for (row, lanes) in rows.iter().zip(lanes.iter_mut()) {
+                    *lanes = _mm256_fmadd_ps(L::load(row.as_ptr().add(i * wide)), x, *lanes);
+                }
+            }
+        }
+        if rows[0].len() > whole * wide {
+            let x = &x[whole * LANES..whole * LANES + LANES];
+            for (row, lanes) in rows.iter().zip(lanes.iter_mut()) {
+                let padded = padded_tail(&row[whole * wide..]);
+                // SAFETY: `padded` has room for 8 elements, and `x` is 8 floats.
+                *lanes = unsafe { _mm256_fmadd_ps(L::load(padded.as_ptr()), _mm256_loadu_ps(x.as_ptr()), *lanes) };
+            }
+        }
+    }
+}
+
+/// The sum of the lanes, in the order of `scalar::sum_lanes`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn sum_lanes(v: __m256) -> f32 {
+    let halves = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+    _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
+}
+
+/// Some rows against all tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn rows<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+    if x.batch() < PANEL_TOKENS_MIN {
+        rows_direct::<S>(weights, rows, x, out);
+    } else {
+        rows_panel::<S>(weights, rows, x, out);
+    }
+}
+
+/// Few tokens: weights go from memory to registers, four rows at once to share the activations and to have four
+/// independent chains of additions.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rows_direct<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+    const R: usize = 4;
+    let row_bytes = x.cols() / S::ELEMENTS * S::GROUP_BYTES;
+    let row_at = |row: usize| &weights[row * row_bytes..(row + 1) * row_bytes];
+    let mut row = 0;
+    while row + R <= rows {
+        let strip: [&[u8]; R] = core::array::from_fn(|r| row_at(row + r));
+        for token in 0..x.batch() {
+            let mut lanes = [_mm256_setzero_ps(); R];
+            // SAFETY: this function has the features.
+            unsafe { S::add_products(strip, x.f32(token), &mut lanes) };
+            for (out, lanes) in out.get(token, row, R).iter_mut().zip(lanes) {
+                *out = sum_lanes(lanes);
+            }
+        }
+        row += R;
+    }
+    for row in row..rows {
+        for token in 0..x.batch() {
+            let mut lanes = [_mm256_setzero_ps()];
+            // SAFETY: this function has the features.
+            unsafe { S::add_products([row_at(row)], x.f32(token), &mut lanes) };
+            out.get(token, row, 1)[0] = sum_lanes(lanes[0]);
+        }
+    }
+}
+
+/// From this many tokens on a panel of decoded weights pays.
+const PANEL_TOKENS_MIN: usize = 3;
+/// Rows of a panel.
+const PANEL_ROWS: usize = 16;
+/// Columns of a panel: 16 KiB together with the rows, half of the first-level cache.
+const PANEL_COLS: usize = 256;
+/// Rows and tokens of a register tile: 12 accumulators, 3 activations, 1 weight.
+const TILE_ROWS: usize = 4;
+const TILE_TOKENS: usize = 3;
+
+struct Scratch {
+    panel: Vec<f32>,
+    /// Lanes of [token][row of the panel].
+    sums: Vec<f32>,
+}
+
+std::thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { panel: Vec::new(), sums: Vec::new() }) };
+}
+
+/// Many tokens: 16 rows × 256 columns are decoded once, then meet all tokens from the cache.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rows_panel<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.panel.resize(PANEL_ROWS * PANEL_COLS, 0.0);
+        let sums = x.batch() * PANEL_ROWS * LANES;
+        if scratch.sums.len() < sums {
+            scratch.sums.resize(sums, 0.0);
+        }
+        let row_bytes = x.cols() / S::ELEMENTS * S::GROUP_BYTES;
+        for first in (0..rows).step_by(PANEL_ROWS) {
+            let n = PANEL_ROWS.min(rows - first);
+            strip::<S>(&weights[first * row_bytes..(first + n) * row_bytes], (first, n), x, scratch, out);
+        }
+    });
+}
+
+/// `n` rows (at most [`PANEL_ROWS`]) against all tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn strip<S: Source>(weights: &[u8], (first, n): (usize, usize), x: &Input, scratch: &mut Scratch, out: &mut Out<'_>) {
+    let (cols, batch) = (x.cols(), x.batch());
+    let bytes = |elements: usize| elements / S::ELEMENTS * S::GROUP_BYTES;
+    let sums = &mut scratch.sums[..batch * PANEL_ROWS * LANES];
+    sums.fill(0.0);
+    for start in (0..cols).step_by(PANEL_COLS) {
+        let width = PANEL_COLS.min(cols - start);
+        let padded = width.next_multiple_of(LANES);
+        for (row, panel) in scratch.panel.chunks_exact_mut(PANEL_COLS).take(n).enumerate() {
+            let row = &weights[row * bytes(cols)..(row + 1) * bytes(cols)];
+            // SAFETY: this function has the features.
+            unsafe { S::decode(&row[bytes(start)..bytes(start + width)], &mut panel[..width]) };
+            panel[width..padded].fill(0.0);
+        }
+        for token in (0..batch).step_by(TILE_TOKENS) {
+            let sums = &mut sums[token * PANEL_ROWS * LANES..];
+            let x = |t: usize| &x.f32(token + t)[start..start + padded];
+            match batch - token {
+                1 => tiles::<1>(&scratch.panel, n, [x(0)], sums),
+                2 => tiles::<2>(&scratch.panel, n, [x(0), x(1)], sums),
+                _ => tiles::<3>(&scratch.panel, n, [x(0), x(1), x(2)], sums),
+            }
+        }
+    }
+    for token in 0..batch {
+        let sums = &sums[token * PANEL_ROWS * LANES..];
+        for (out, lanes) in out.get(token, first, n).iter_mut().zip(sums.chunks_exact(LANES)) {
+            // SAFETY: `lanes` is 8 floats.
+            *out = sum_lanes(unsafe { _mm256_loadu_ps(lanes.as_ptr()) });
+        }
+    }
+}
+
+/// The `n` rows of a panel against `T` tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tiles<const T: usize>(panel: &[f32], n: usize, x: [&[f32]; T], sums: &mut [f32]) {
+    let mut row = 0;
+    while row + TILE_ROWS <= n {
+        tile::<TILE_ROWS, T>(&panel[row * PANEL_COLS..], x, &mut sums[row * LANES..]);
+        row += TILE_ROWS;
+    }
+    for row in row..n {
+        tile::<1, T>(&panel[row * PANEL_COLS..], x, &mut sums[row * LANES..]);
+    }
+}
+
+/// `R` rows against `T` tokens, in registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tile<const R: usize, const T: usize>(panel: &[f32], x: [&[f32]; T], sums: &mut [f32]) {
+    let width = x[0].len();
+    assert!(width <= PANEL_COLS && width.is_multiple_of(LANES) && x.iter().all(|x| x.len() == width));
+    assert!(panel.len() >= (R - 1) * PANEL_COLS + width && sums.len() >= ((T - 1) * PANEL_ROWS + R) * LANES);
+    let sum_at = |r: usize, t: usize| (t * PANEL_ROWS + r) * LANES;
+    let mut lanes = [[_mm256_setzero_ps(); T]; R];
+    for (r, lanes) in lanes.iter_mut().enumerate() {
+        for (t, lanes) in lanes.iter_mut().enumerate() {
+            // SAFETY: `sum_at + 8 <= sums.len()`, by the assertion.
+            *lanes = unsafe { _mm256_loadu_ps(sums.as_ptr().add(sum_at(r, t))) };
+        }
+    }
+    for i in (0..width).step_by(LANES) {
+        let mut xs = [_mm256_setzero_ps(); T];
+        for (xs, x) in xs.iter_mut().zip(x) {
+            // SAFETY: `i + 8 <= width`, which is the length of every `x`.
+            *xs = unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) };
+        }
+        for (r, lanes) in lanes.iter_mut().enumerate() {
+            // SAFETY: `r < R` and `i + 8 <= width`, so the panel has these 8 floats, by the assertion.
+            let w = unsafe { _mm256_loadu_ps(panel.as_ptr().add(r * PANEL_COLS + i)) };
+            for (lanes, x) in lanes.iter_mut().zip(xs) {
+                *lanes = _mm256_fmadd_ps(w, x, *lanes);
+            }
+        }
+    }
+    for (r, lanes) in lanes.iter().enumerate() {
+        for (t, &lanes) in lanes.iter().enumerate() {
+            // SAFETY: `sum_at + 8 <= sums.len()`, by the assertion.
+            unsafe { _mm256_storeu_ps(sums.as_mut_ptr().add(sum_at(r, t)), lanes) };
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Kernels for x86-64 with AVX2, FMA and F16C.
+//!
+//! Each keeps to the order of reduction that `scalar.rs` states, so its results equal its twin's to the bit. The
+//! functions of [`table`] are safe to call because the table is handed out only where [`available`] is true.
+
+mod f32;
+
+use super::super::blocks::{self, By32, By256};
+use super::super::input::{self, Input, Kind};
+use super::super::scalar::{self, Dot32, Dot256, Quantised};
+use super::super::table::{Kernels, Table};
+use super::columns::Out;
+use f32::{Source, ViaBuffer};
+
+/// Whether this machine has what these kernels need.
+pub(in super::super) fn available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+/// The kernels; panics where they cannot run.
+pub(in super::super) fn table() -> &'static Table {
+    static TABLE: Table = [
+        float::<f32::F32>(),
+        float::<f32::F16>(),
+        float::<f32::Bf16>(),
+        quantised::<ViaBuffer<By32<blocks::Q4_0>>, Dot32<blocks::Q4_0>>(),
+        quantised::<ViaBuffer<By32<blocks::Q4_1>>, Dot32<blocks::Q4_1>>(),
+        quantised::<ViaBuffer<By32<blocks::Q5_0>>, Dot32<blocks::Q5_0>>(),
+        quantised::<ViaBuffer<By32<blocks::Q5_1>>, Dot32<blocks::Q5_1>>(),
+        quantised::<ViaBuffer<By32<blocks::Q8_0>>, Dot32<blocks::Q8_0>>(),
+        quantised::<ViaBuffer<By256<blocks::Q4K>>, Dot256<blocks::Q4K>>(),
+        quantised::<ViaBuffer<By256<blocks::Q5K>>, Dot256<blocks::Q5K>>(),
+        quantised::<ViaBuffer<By256<blocks::Q6K>>, Dot256<blocks::Q6K>>(),
+    ];
+    assert!(available(), "AVX2 kernels on a machine without");
+    &TABLE
+}
+
+const fn float<S: Source>() -> Kernels {
+    Kernels { decode: decode::<S>, f32: rows_f32::<S>, q8: rows_f32::<S> }
+}
+
+const fn quantised<S: Source, K: Quantised>() -> Kernels {
+    Kernels { decode: decode::<S>, f32: rows_f32::<S>, q8: rows_q8::<K> }
+}
+
+fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner<S: Source>(bytes: &[u8], out: &mut [f32]) {
+        // SAFETY: this function has the features that `decode` asks for.
+        unsafe { S::decode(bytes, out) }
+    }
+    // SAFETY: reachable only through `table`, which checks the features.
+    unsafe { inner::<S>(bytes, out) }
+}
+
+fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+    // SAFETY: reachable only through `table`, which checks the features.
+    unsafe { f32::rows::<S>(weights, rows, x, out) }
+}
+
+fn rows_q8<K: Quantised>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner<K: Quantised>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+        scalar::rows_q8::<K, true>(weights, rows, x, out);
+    }
+    // SAFETY: reachable only through `table`, which checks the features.
+    unsafe { inner::<K>(weights, rows, x, out) }
+}
+
+/// Rounds a token to 8 bits.
+pub(in super::super) fn quantise(kind: Kind, x: &[f32], record: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn inner(kind: Kind, x: &[f32], record: &mut [f32]) {
+        input::quantise(kind, x, record);
+    }
+    assert!(available(), "AVX2 kernels on a machine without");
+    // SAFETY: the features were checked just above.
+    unsafe { inner(kind, x, record) }
+}

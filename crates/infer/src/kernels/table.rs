@@ -1,0 +1,102 @@
+//! Which kernel serves which element type on which machine: one row a type, one table an instruction set.
+//!
+//! What is not here: the kernels.
+
+use super::blocks::{self, By32, By256, Plain};
+use super::input::{self, Kind};
+use super::scalar::{self, Dot32, Dot256, Rows};
+use overspill::DType;
+use std::sync::OnceLock;
+
+/// The instruction sets that kernels exist for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    /// Plain Rust, products added unfused: machines without a fused multiply-add.
+    Unfused,
+    /// Plain Rust, products added fused: aarch64, and the twin in tests.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// The best that this machine has.
+    pub(crate) fn best() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            #[cfg(target_arch = "x86_64")]
+            return if super::sys::avx2::available() { Self::Avx2 } else { Self::Unfused };
+            #[cfg(not(target_arch = "x86_64"))]
+            return if cfg!(target_arch = "aarch64") { Self::Scalar } else { Self::Unfused };
+        })
+    }
+
+    /// The kernels of an element type.
+    pub(crate) fn kernels(self, dtype: DType) -> &'static Kernels {
+        let table = match self {
+            Self::Unfused => &UNFUSED,
+            Self::Scalar => &SCALAR,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => super::sys::avx2::table(),
+        };
+        &table[dtype as usize]
+    }
+}
+
+/// The kernels of one element type.
+pub(crate) struct Kernels {
+    /// Whole groups to f32.
+    pub decode: fn(&[u8], &mut [f32]),
+    /// Rows against f32 activations.
+    pub f32: Rows,
+    /// Rows against 8-bit activations; the same as `f32` for float weights, which never meet them.
+    pub q8: Rows,
+}
+
+/// One row for each [`DType`], in its order.
+pub(crate) type Table = [Kernels; 11];
+
+macro_rules! table {
+    ($fused:literal) => {
+        [
+            table!(float Plain<blocks::F32>, $fused),
+            table!(float Plain<blocks::F16>, $fused),
+            table!(float Plain<blocks::Bf16>, $fused),
+            table!(quantised By32<blocks::Q4_0>, Dot32<blocks::Q4_0>, $fused),
+            table!(quantised By32<blocks::Q4_1>, Dot32<blocks::Q4_1>, $fused),
+            table!(quantised By32<blocks::Q5_0>, Dot32<blocks::Q5_0>, $fused),
+            table!(quantised By32<blocks::Q5_1>, Dot32<blocks::Q5_1>, $fused),
+            table!(quantised By32<blocks::Q8_0>, Dot32<blocks::Q8_0>, $fused),
+            table!(quantised By256<blocks::Q4K>, Dot256<blocks::Q4K>, $fused),
+            table!(quantised By256<blocks::Q5K>, Dot256<blocks::Q5K>, $fused),
+            table!(quantised By256<blocks::Q6K>, Dot256<blocks::Q6K>, $fused),
+        ]
+    };
+    (float $decode:ty, $fused:literal) => {
+        Kernels {
+            decode: blocks::decode_all::<$decode>,
+            f32: scalar::rows_f32::<$decode, $fused>,
+            q8: scalar::rows_f32::<$decode, $fused>,
+        }
+    };
+    (quantised $decode:ty, $dot:ty, $fused:literal) => {
+        Kernels {
+            decode: blocks::decode_all::<$decode>,
+            f32: scalar::rows_f32::<$decode, $fused>,
+            q8: scalar::rows_q8::<$dot, $fused>,
+        }
+    };
+}
+
+static SCALAR: Table = table!(true);
+static UNFUSED: Table = table!(false);
+
+/// The function that rounds a token to 8 bits.
+pub(super) fn quantiser() -> fn(Kind, &[f32], &mut [f32]) {
+    match Isa::best() {
+        Isa::Unfused | Isa::Scalar => input::quantise,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::sys::avx2::quantise,
+    }
+}
