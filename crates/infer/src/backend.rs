@@ -54,6 +54,15 @@ pub struct RowRun {
     pub rows: usize,
 }
 
+/// One expert's share in a token's output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Route {
+    /// The row that the expert computed for this token.
+    pub row: u32,
+    /// How much it counts.
+    pub weight: f32,
+}
+
 /// Where the bytes of a weight are.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
@@ -279,17 +288,16 @@ pub trait Backend: Send {
         out: View,
     ) -> Result<(), InferError>;
 
-    /// `to[t][i] += Σ_rank weights[t][rank] · parts[t · experts + rank][i]`, the sum made first, in the order of the
-    /// ranks. `weights` is `[tokens][experts]`.
+    /// `to[t][i] += Σ_rank routes[t][rank].weight · parts[routes[t][rank].row][i]`, the sum made first, in the order of
+    /// the ranks. `routes` is `[tokens][routes.len() / tokens]`.
     ///
     /// # Errors
     /// [`InferError::Device`].
     fn combine(
         &mut self,
         parts: View,
-        weights: Buf,
+        routes: &[Route],
         tokens: usize,
-        experts: usize,
         width: usize,
         to: View,
     ) -> Result<(), InferError>;
