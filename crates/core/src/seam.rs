@@ -3,6 +3,8 @@
 //! A reader takes a buffer by value and gives it back with the completion, on success and on error alike, so nobody
 //! else can touch memory that a device may still write.
 
+pub mod conformance;
+
 use crate::ids::{FileId, TransferId};
 
 /// Memory that a reader may fill: it owns its bytes, and moving the value does not move them.
@@ -96,4 +98,22 @@ pub trait Storage<B: Buffer>: Send + Sync {
 
     /// The backend's name in reports: `uring`, `pread`, `mmap`.
     fn name(&self) -> &'static str;
+}
+
+impl<B: Buffer, S: Storage<B> + ?Sized> Storage<B> for Box<S> {
+    fn submit(&self, reads: &mut Vec<Read<B>>) {
+        (**self).submit(reads);
+    }
+
+    fn cancel(&self, id: TransferId) {
+        (**self).cancel(id);
+    }
+
+    fn alignment_bytes(&self) -> usize {
+        (**self).alignment_bytes()
+    }
+
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
 }
