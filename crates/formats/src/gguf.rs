@@ -23,7 +23,9 @@ const DIMS_MAX: u32 = 4;
 const KEY_BYTES_MAX: u64 = 65_535;
 const TENSOR_NAME_BYTES_MAX: u64 = 4096;
 /// No real header comes near; a vocabulary of 256,000 tokens takes about 16 MiB.
-const HEADER_BYTES_MAX: u64 = 1 << 30;
+const HEADER_BYTES_MAX: u64 = 256 << 20;
+const PAIRS_MAX: u64 = 1 << 16;
+const TENSORS_MAX: u64 = 1 << 20;
 /// The fewest bytes that a key with its value, and a tensor's description, can take.
 const PAIR_BYTES_MIN: u64 = 8 + 4 + 1;
 const INFO_BYTES_MIN: u64 = 8 + 4 + 4 + 8;
@@ -212,6 +214,10 @@ fn read_header(path: &Path) -> Result<Header, FormatError> {
     let pairs = u64_of(&mut reader, "the number of metadata keys")?;
     check_count(&reader, pairs, PAIR_BYTES_MIN, "metadata keys")?;
     check_count(&reader, tensors, INFO_BYTES_MIN, "tensors")?;
+    if pairs > PAIRS_MAX || tensors > TENSORS_MAX {
+        let cause = format!("{tensors} tensors and {pairs} metadata keys are more than any real model has");
+        return Err(FormatError::bad(path, cause, AGAIN));
+    }
     let mut values = BTreeMap::new();
     for _ in 0..pairs {
         let key = read_name(&mut reader, KEY_BYTES_MAX, "a metadata key")?;

@@ -24,6 +24,8 @@ mod hf;
 mod read;
 mod role;
 mod safetensors_file;
+pub mod synth;
+pub mod write;
 
 pub use error::{ErrorKind, FormatError, Subject};
 pub use gguf_value::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
