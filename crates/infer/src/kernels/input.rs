@@ -4,7 +4,6 @@
 //! (as ggml's Q8_K), but scales stay f32. Each token is rounded on its own, so a token's numbers never depend on the
 //! batch. What is not here: products.
 
-use super::sys::columns::for_each_chunk;
 use super::{Activations, Pool};
 use overspill::DType;
 
@@ -178,7 +177,7 @@ impl Input {
         let (start, stride) = (self.start, self.stride);
         let records = &mut self.words[start..start + stride * batch];
         let quantise = super::table::quantiser();
-        for_each_chunk(pool, records, stride, &|token, record| {
+        pool.for_chunks(records, stride, &|token, record| {
             let x = &x[token * cols..(token + 1) * cols];
             if kind == Kind::F32 {
                 record[..cols].copy_from_slice(x);

@@ -9,6 +9,7 @@
 
 mod blocks;
 mod input;
+pub mod ops;
 mod pool;
 mod scalar;
 mod sys;
@@ -99,6 +100,17 @@ fn rows_per_task(rows: usize, row_bytes: usize, threads: usize) -> usize {
     let least = TASK_BYTES / row_bytes.max(1);
     let even = rows / (threads * 8);
     least.max(even).next_multiple_of(TASK_ROWS).max(TASK_ROWS)
+}
+
+/// The instruction set that these kernels use here, for reports.
+#[must_use]
+pub fn instruction_set() -> &'static str {
+    match Isa::best() {
+        Isa::Unfused => "plain",
+        Isa::Scalar => "plain, fused",
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => "avx2",
+    }
 }
 
 /// Decodes whole groups to f32: embedding rows, norms.

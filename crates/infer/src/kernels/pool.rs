@@ -5,6 +5,7 @@
 //! not hold up the others. What is not here: futures, work stealing, priorities; and results never depend on which
 //! thread ran what.
 
+use super::sys::columns::for_each_chunk;
 use super::sys::scope::Lender;
 use core::any::Any;
 use core::cell::Cell;
@@ -109,6 +110,12 @@ impl Pool {
     pub fn for_ranges(&self, items: usize, step: usize, job: &(dyn Fn(core::ops::Range<usize>) + Sync)) {
         let step = step.max(1);
         self.run(items.div_ceil(step), &|task| job(task * step..items.min((task + 1) * step)));
+    }
+
+    /// Calls `job(index, chunk)` for the chunks of `data` that have `chunk` items (the last perhaps fewer), on all
+    /// threads.
+    pub fn for_chunks<T: Send>(&self, data: &mut [T], chunk: usize, job: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        for_each_chunk(self, data, chunk, job);
     }
 }
 

@@ -22,7 +22,7 @@ const TOKENS: usize = 8;
 
 /// How a product is added: fused (one rounding) or not, where the machine has no fused instruction.
 #[inline(always)]
-fn add_product<const FUSED: bool>(a: f32, b: f32, sum: f32) -> f32 {
+pub(super) fn add_product<const FUSED: bool>(a: f32, b: f32, sum: f32) -> f32 {
     if FUSED { a.mul_add(b, sum) } else { a * b + sum }
 }
 

@@ -454,3 +454,122 @@ fn an_output_too_small_is_refused() {
     input.prepare(&pool, &[1.0; 8], 2, 4, F32, Activations::F32);
     matmul(&pool, F32, 4, &[WeightRows { row: 0, rows: 2, bytes: &[0; 32] }], &input, &mut [0.0; 3], 2);
 }
+
+fn close(got: f32, want: f64, tolerance: f64) {
+    assert!((f64::from(got) - want).abs() <= tolerance * want.abs().max(1e-30), "{got} for {want}");
+}
+
+#[test]
+fn exp_is_within_two_units_of_the_last_place() {
+    let mut x = -87.3f32;
+    while x < 88.3 {
+        let (got, want) = (ops::body::exp::<true>(x), f64::from(x).exp());
+        let unit = f64::from(f32::from_bits((want as f32).to_bits() + 1)) - f64::from(want as f32);
+        assert!((f64::from(got) - want).abs() <= 2.0 * unit, "e^{x}: {got} for {want}");
+        x += 0.0037;
+    }
+    assert_eq!(ops::body::exp::<true>(0.0), 1.0);
+    assert_eq!(ops::body::exp::<true>(-1e9), 0.0);
+    assert_eq!(ops::body::exp::<true>(f32::NEG_INFINITY), 0.0);
+    assert!(ops::body::exp::<true>(1e9).is_finite());
+    assert!(ops::body::exp::<true>(f32::NAN).is_nan());
+}
+
+#[test]
+fn vector_operations_equal_their_formulas_and_twins() {
+    let mut random = Random(17);
+    for n in [1, 7, 8, 64, 100, 2048] {
+        let (x, w) = (random.floats(n), random.floats(n));
+        let wide = |x: &f32| f64::from(*x);
+        let mut out = vec![0.0; n];
+        ops::rms_norm(&x, &w, 1e-5, &mut out);
+        let mean = x.iter().map(|x| wide(x).powi(2)).sum::<f64>() / n as f64;
+        for i in 0..n {
+            close(out[i], wide(&x[i]) / (mean + 1e-5).sqrt() * wide(&w[i]), 1e-6);
+        }
+        ops::silu_mul(&x, &w, &mut out);
+        for i in 0..n {
+            close(out[i], wide(&x[i]) / (1.0 + (-wide(&x[i])).exp()) * wide(&w[i]), 1e-6);
+        }
+        let magnitude: f64 = x.iter().zip(&w).map(|(a, b)| (wide(a) * wide(b)).abs()).sum();
+        let exact: f64 = x.iter().zip(&w).map(|(a, b)| wide(a) * wide(b)).sum();
+        assert!((f64::from(ops::dot(&x, &w)) - exact).abs() <= 1e-6 * magnitude);
+        out.copy_from_slice(&x);
+        ops::softmax(&mut out);
+        let largest = x.iter().map(wide).fold(f64::MIN, f64::max);
+        let sum: f64 = x.iter().map(|x| (wide(x) - largest).exp()).sum();
+        for i in 0..n {
+            close(out[i], (wide(&x[i]) - largest).exp() / sum, 2e-6);
+        }
+        if Isa::best() == Isa::Unfused {
+            continue;
+        }
+        let mut twin = x.clone();
+        ops::body::softmax::<true>(&mut twin);
+        assert_same(F32, &out, &twin);
+        ops::body::rms_norm::<true>(&x, &w, 1e-5, &mut twin);
+        ops::rms_norm(&x, &w, 1e-5, &mut out);
+        assert_same(F32, &out, &twin);
+        ops::body::silu_mul::<true>(&x, &w, &mut twin);
+        ops::silu_mul(&x, &w, &mut out);
+        assert_same(F32, &out, &twin);
+    }
+}
+
+#[test]
+fn rope_turns_the_pairs_of_both_layouts() {
+    let mut random = Random(23);
+    let (head, rotary) = (20, 16);
+    let x = random.floats(head);
+    let theta: Vec<f64> = (0..rotary / 2).map(|i| f64::from(i) * 0.7 - 2.0).collect();
+    let angles: Vec<f32> = theta.iter().map(|t| t.cos() as f32).chain(theta.iter().map(|t| t.sin() as f32)).collect();
+    let half = rotary as usize / 2;
+    for neighbours in [false, true] {
+        let mut turned = x.clone();
+        if neighbours {
+            ops::rope_neighbours(&mut turned, &angles);
+        } else {
+            ops::rope_halves(&mut turned, &angles);
+        }
+        for (i, theta) in theta.iter().enumerate() {
+            let (a, b) = if neighbours { (2 * i, 2 * i + 1) } else { (i, i + half) };
+            let (xa, xb) = (f64::from(x[a]), f64::from(x[b]));
+            assert!((f64::from(turned[a]) - (xa * theta.cos() - xb * theta.sin())).abs() < 1e-6);
+            assert!((f64::from(turned[b]) - (xb * theta.cos() + xa * theta.sin())).abs() < 1e-6);
+        }
+        assert_eq!(turned[rotary as usize..], x[rotary as usize..]);
+    }
+}
+
+#[test]
+fn attention_equals_its_formula_and_twin_where_the_cache_wraps() {
+    let mut random = Random(29);
+    for (head_dim, heads, positions, capacity) in
+        [(64, 4, 0..37, 64), (8, 1, 0..1, 1), (128, 3, 50..91, 48), (80, 5, 100..107, 33), (12, 2, 3..30, 27)]
+    {
+        let (stride, offset) = (2 * head_dim, head_dim);
+        let (keys, values) = (random.floats(capacity * stride), random.floats(capacity * stride));
+        let q = random.floats(heads * head_dim);
+        let kv = ops::KeyValues { keys: &keys, values: &values, stride, offset, capacity };
+        let (mut out, mut scratch) = (vec![f32::NAN; q.len()], Vec::new());
+        ops::attend(&q, head_dim, &kv, positions.clone(), 0.2, &mut scratch, &mut out);
+        for h in 0..heads {
+            let row = |data: &[f32], p: usize, d: usize| f64::from(data[p % capacity * stride + offset + d]);
+            let score = |p: usize| {
+                (0..head_dim).map(|d| f64::from(q[h * head_dim + d]) * row(&keys, p, d)).sum::<f64>()
+                    * f64::from(0.2f32)
+            };
+            let largest = positions.clone().map(score).fold(f64::MIN, f64::max);
+            let sum: f64 = positions.clone().map(|p| (score(p) - largest).exp()).sum();
+            for d in 0..head_dim {
+                let want: f64 = positions.clone().map(|p| (score(p) - largest).exp() / sum * row(&values, p, d)).sum();
+                assert!((f64::from(out[h * head_dim + d]) - want).abs() < 1e-5, "head {h} element {d}");
+            }
+        }
+        if Isa::best() != Isa::Unfused {
+            let mut twin = vec![f32::NAN; q.len()];
+            ops::body::attend::<true>(&q, head_dim, &kv, positions, 0.2, &mut scratch, &mut twin);
+            assert_same(F32, &out, &twin);
+        }
+    }
+}

@@ -3,6 +3,7 @@
 use super::super::super::blocks::{Decode, decode_all};
 use super::super::super::input::{Input, LANES};
 use super::super::columns::Out;
+use super::sum_lanes;
 use core::arch::x86_64::*;
 use core::cell::RefCell;
 use core::marker::PhantomData;
@@ -151,15 +152,6 @@ impl<L: Lanes> Source for L {
             }
         }
     }
-}
-
-/// The sum of the lanes, in the order of `scalar::sum_lanes`.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn sum_lanes(v: __m256) -> f32 {
-    let halves = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-    let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
-    _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
 }
 
 /// Some rows against all tokens.

@@ -4,12 +4,14 @@
 //! functions of [`table`] are safe to call because the table is handed out only where [`available`] is true.
 
 mod f32;
+pub(in super::super) mod ops;
 
 use super::super::blocks::{self, By32, By256};
 use super::super::input::{self, Input, Kind};
 use super::super::scalar::{self, Dot32, Dot256, Quantised};
 use super::super::table::{Kernels, Table};
 use super::columns::Out;
+use core::arch::x86_64::*;
 use f32::{Source, ViaBuffer};
 
 /// Whether this machine has what these kernels need.
@@ -77,4 +79,13 @@ pub(in super::super) fn quantise(kind: Kind, x: &[f32], record: &mut [f32]) {
     assert!(available(), "AVX2 kernels on a machine without");
     // SAFETY: the features were checked just above.
     unsafe { inner(kind, x, record) }
+}
+
+/// The sum of the lanes, in the order of `scalar::sum_lanes`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn sum_lanes(v: __m256) -> f32 {
+    let halves = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+    _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
 }
