@@ -2,7 +2,9 @@
 //!
 //! [`FileSet`] opens the files and notices when they change. [`open_storage`] picks a reader for them, behind the seam
 //! [`Storage`](overspill_core::seam::Storage): io_uring with direct I/O, a pool of threads with positional reads, or a
-//! memory map that cannot kill the process. //!
+//! memory map that cannot kill the process. [`Gatherer`] reads scattered rows. [`decorate`] has readers around readers,
+//! which count, slow down or fail; [`probe`] measures what the disk gives.
+//!
 //! This crate reads what it is told to. What to read and when is the brain's business, and so is every budget.
 //!
 //! ```
@@ -25,10 +27,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod decorate;
 mod files;
+mod gather;
 mod mmap;
 mod open;
 mod pread;
+pub mod probe;
 mod progress;
 mod sys;
 #[cfg(target_os = "linux")]
@@ -36,6 +41,7 @@ mod uring;
 mod workers;
 
 pub use files::{Change, Changed, FileSet};
+pub use gather::{FileRange, GatherError, Gatherer};
 pub use open::{IoChoice, Probe, StorageOptions, open_storage};
 
 use overspill_core::seam::Completion;

@@ -6,10 +6,12 @@ use overspill_core::FileId;
 use overspill_core::seam::conformance::{Sink, Subject, checks};
 use overspill_core::seam::{Buffer, Storage};
 use overspill_host::AlignedBuf;
-use overspill_nvme::{FileSet, IoChoice, StorageOptions, open_storage};
+use overspill_nvme::decorate::{Counted, FaultPlan, Faulty, Throttled, Wire};
+use overspill_nvme::{FileSet, IoChoice, NvmeError, StorageOptions, open_storage};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What goes around the reader.
 type Around<B> = fn(Sink<B>, &dyn Fn(Sink<B>) -> Box<dyn Storage<B>>) -> Box<dyn Storage<B>>;
@@ -121,5 +123,17 @@ fn main() {
             add(&mut trials, &format!("{io}::cached"), io, through_cache, aligned_buffer, |sink, open| open(sink));
         }
     }
+    let pread = IoChoice::Pread;
+    add(&mut trials, "counted", pread, defaults, aligned_buffer, |sink, open| {
+        Box::new(Counted::around(sink, |sink| Ok::<_, NvmeError>(open(sink))).expect("counting needs nothing"))
+    });
+    add(&mut trials, "faultless", pread, defaults, aligned_buffer, |sink, open| {
+        let faulty = Faulty::around(FaultPlan::none(), sink, |sink| Ok::<_, NvmeError>(open(sink)));
+        Box::new(faulty.expect("faults need nothing"))
+    });
+    add(&mut trials, "throttled", pread, defaults, aligned_buffer, |sink, open| {
+        let wire = Wire { bytes_per_s: 2e9, latency: Duration::from_micros(50) };
+        Box::new(Throttled::around(wire, sink, |sink| Ok::<_, NvmeError>(open(sink))).expect("there is a thread"))
+    });
     libtest_mimic::run(&arguments, trials).exit();
 }
