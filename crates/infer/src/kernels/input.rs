@@ -120,6 +120,34 @@ pub(crate) struct Token256<'a> {
     pub sums: &'a [i16],
 }
 
+impl<'a> Token32<'a> {
+    /// The values, four to a word.
+    #[inline(always)]
+    pub fn words(&self) -> &'a [i32] {
+        bytemuck::cast_slice(self.q)
+    }
+
+    /// The 16-bit values, two to a word.
+    #[inline(always)]
+    pub fn wide_words(&self) -> &'a [i32] {
+        bytemuck::cast_slice(self.wide)
+    }
+}
+
+impl<'a> Token256<'a> {
+    /// The values, four to a word.
+    #[inline(always)]
+    pub fn words(&self) -> &'a [i32] {
+        bytemuck::cast_slice(self.q)
+    }
+
+    /// The sums, two to a word.
+    #[inline(always)]
+    pub fn sum_words(&self) -> &'a [i32] {
+        bytemuck::cast_slice(self.sums)
+    }
+}
+
 impl Input {
     /// An empty one.
     #[must_use]

@@ -5,14 +5,16 @@
 
 mod f32;
 pub(in super::super) mod ops;
+mod packed;
+mod q8;
 
 use super::super::blocks::{self, By32, By256};
 use super::super::input::{self, Input, Kind};
-use super::super::scalar::{self, Dot32, Dot256, Quantised};
 use super::super::table::{Kernels, Table};
 use super::columns::Out;
 use core::arch::x86_64::*;
 use f32::{Source, ViaBuffer};
+use q8::{Simd32, Simd256};
 
 /// Whether this machine has what these kernels need.
 pub(in super::super) fn available() -> bool {
@@ -25,14 +27,14 @@ pub(in super::super) fn table() -> &'static Table {
         float::<f32::F32>(),
         float::<f32::F16>(),
         float::<f32::Bf16>(),
-        quantised::<ViaBuffer<By32<blocks::Q4_0>>, Dot32<blocks::Q4_0>>(),
-        quantised::<ViaBuffer<By32<blocks::Q4_1>>, Dot32<blocks::Q4_1>>(),
-        quantised::<ViaBuffer<By32<blocks::Q5_0>>, Dot32<blocks::Q5_0>>(),
-        quantised::<ViaBuffer<By32<blocks::Q5_1>>, Dot32<blocks::Q5_1>>(),
-        quantised::<ViaBuffer<By32<blocks::Q8_0>>, Dot32<blocks::Q8_0>>(),
-        quantised::<ViaBuffer<By256<blocks::Q4K>>, Dot256<blocks::Q4K>>(),
-        quantised::<ViaBuffer<By256<blocks::Q5K>>, Dot256<blocks::Q5K>>(),
-        quantised::<ViaBuffer<By256<blocks::Q6K>>, Dot256<blocks::Q6K>>(),
+        by32::<blocks::Q4_0>(),
+        by32::<blocks::Q4_1>(),
+        by32::<blocks::Q5_0>(),
+        by32::<blocks::Q5_1>(),
+        by32::<blocks::Q8_0>(),
+        by256::<blocks::Q4K>(),
+        by256::<blocks::Q5K>(),
+        by256::<blocks::Q6K>(),
     ];
     assert!(available(), "AVX2 kernels on a machine without");
     &TABLE
@@ -42,8 +44,12 @@ const fn float<S: Source>() -> Kernels {
     Kernels { decode: decode::<S>, f32: rows_f32::<S>, q8: rows_f32::<S> }
 }
 
-const fn quantised<S: Source, K: Quantised>() -> Kernels {
-    Kernels { decode: decode::<S>, f32: rows_f32::<S>, q8: rows_q8::<K> }
+const fn by32<Q: Simd32>() -> Kernels {
+    Kernels { decode: decode::<ViaBuffer<By32<Q>>>, f32: rows_f32::<ViaBuffer<By32<Q>>>, q8: rows32::<Q> }
+}
+
+const fn by256<Q: Simd256>() -> Kernels {
+    Kernels { decode: decode::<ViaBuffer<By256<Q>>>, f32: rows_f32::<ViaBuffer<By256<Q>>>, q8: rows256::<Q> }
 }
 
 fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
@@ -61,13 +67,26 @@ fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>
     unsafe { f32::rows::<S>(weights, rows, x, out) }
 }
 
-fn rows_q8<K: Quantised>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner<K: Quantised>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
-        scalar::rows_q8::<K, true>(weights, rows, x, out);
-    }
+fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
-    unsafe { inner::<K>(weights, rows, x, out) }
+    unsafe {
+        if x.batch() < packed::TOKENS_MIN {
+            q8::rows32::<Q>(weights, rows, x, out);
+        } else {
+            packed::rows32::<Q>(weights, rows, x, out);
+        }
+    }
+}
+
+fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+    // SAFETY: reachable only through `table`, which checks the features.
+    unsafe {
+        if x.batch() < packed::TOKENS_MIN {
+            q8::rows256::<Q>(weights, rows, x, out);
+        } else {
+            packed::rows256::<Q>(weights, rows, x, out);
+        }
+    }
 }
 
 /// Rounds a token to 8 bits.
