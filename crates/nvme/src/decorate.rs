@@ -151,7 +151,9 @@ pub struct Planned {
 }
 
 /// Which reads shall go wrong, and how.
-pub struct FaultPlan(Box<dyn Fn(&Planned) -> Option<Fault> + Send + Sync>);
+pub struct FaultPlan(Box<Decide>);
+
+type Decide = dyn Fn(&Planned) -> Option<Fault> + Send + Sync;
 
 impl FaultPlan {
     /// Asks `decide` about every read.

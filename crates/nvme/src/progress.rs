@@ -183,7 +183,10 @@ mod tests {
 
     #[test]
     fn errors_end_the_read() {
-        let (outcome, _) = play(progress(0, 8192, 4096), &[Ok(4096), Err(libc::EIO)].map(|r| r)[1..].as_ref());
+        let (outcome, _) = play(progress(0, 8192, 4096), &[Err(libc::EIO)]);
+        assert_eq!(outcome, Err(ReadFault::System { errno: libc::EIO }));
+        let in_two = Progress::new(0, (8192, 8192), 0, true, 4096);
+        let (outcome, _) = play(in_two, &[Ok(4096), Err(libc::EIO)]);
         assert_eq!(outcome, Err(ReadFault::System { errno: libc::EIO }));
         let endless = vec![Err(libc::EAGAIN); RETRIES_MAX as usize + 1];
         assert_eq!(play(progress(0, 8192, 1), &endless).0, Err(ReadFault::System { errno: libc::EAGAIN }));
