@@ -7,8 +7,10 @@
 //!
 //! What is not here: where weights are and when they move. That is the engine's (`overspill`).
 
+pub mod arch;
 pub mod backend;
 mod error;
 pub mod kernels;
+pub mod rope;
 
 pub use error::InferError;
