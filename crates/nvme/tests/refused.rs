@@ -6,7 +6,7 @@
 mod common;
 
 use common::Files;
-use overspill_core::seam::Read;
+use overspill_core::seam::{Read, ReadFault};
 use overspill_core::{FileId, TransferId};
 use overspill_nvme::{FileSet, IoChoice, NvmeError, Probe, StorageOptions, open_storage};
 use std::sync::{Arc, mpsc};
@@ -88,6 +88,23 @@ fn a_file_system_without_direct_io_gets_pread_and_the_reason() {
     let (storage, probe) = open(IoChoice::Auto).unwrap();
     assert_eq!((storage.name(), storage.alignment_bytes(), probe.direct), ("pread", 1, false));
     assert!(probe.to_string().contains("/proc/version"), "{probe}");
+}
+
+#[test]
+fn invariant_4_an_error_of_the_system_ends_the_read_with_its_number() {
+    // This process's memory, as a file: at address 0 there is none, and the kernel says EIO.
+    let files = Arc::new(FileSet::open(&[("/proc/self/mem".into(), 0)]).unwrap());
+    for io in [IoChoice::Pread, IoChoice::Mmap, IoChoice::Auto, IoChoice::Uring] {
+        let (done, arrived) = mpsc::channel();
+        let sink = Box::new(move |completion| done.send(completion).unwrap());
+        let storage = match open_storage::<Box<[u8]>>(io, files.clone(), &StorageOptions::default(), sink) {
+            Err(NvmeError::Unavailable { .. }) => continue,
+            other => other.unwrap().0,
+        };
+        let (id, file, buffer) = (TransferId(0), FileId(0), vec![0; 4096].into());
+        storage.submit(&mut vec![Read { id, file, offset: 0, len: 4096, len_min: 4096, buffer }]);
+        assert_eq!(arrived.recv().unwrap().result, Err(ReadFault::System { errno: libc::EIO }), "{io}");
+    }
 }
 
 #[test]
