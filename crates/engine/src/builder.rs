@@ -1,0 +1,344 @@
+//! Settings of an engine, and its opening.
+
+use crate::budget::Budget;
+use crate::driver::Driver;
+use crate::engine::{Engine, Inner, Reserved, TierInfo};
+use crate::error::Error;
+use crate::gather::Gather;
+use crate::io::{BlockReader, IoBuf};
+use crate::shared::{Note, Shared};
+use overspill_core::{BlockSize, Brain, Catalog, Config, Evict, Prefetch, TierConfig, TierId};
+use overspill_host::{SlabOptions, SlabPool};
+use overspill_nvme::{FileSet, IoChoice, NvmeError, StorageOptions, open_storage};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Settings of an engine. Each has a default that works.
+#[derive(Clone, Debug)]
+pub struct EngineBuilder {
+    ram: Budget,
+    kv_bytes: Option<u64>,
+    evict: Evict,
+    prefetch: Prefetch,
+    io: IoChoice,
+    storage: StorageOptions,
+    slabs: SlabOptions,
+    patience: Duration,
+    window_bytes: u64,
+    #[cfg(feature = "gpu")]
+    gpu: Option<Arc<overspill_gpu::GpuContext>>,
+    #[cfg(feature = "gpu")]
+    vram: Budget,
+}
+
+impl Default for EngineBuilder {
+    fn default() -> Self {
+        Self {
+            ram: Budget::Auto,
+            kv_bytes: None,
+            evict: Evict::Auto,
+            prefetch: Prefetch::Auto,
+            io: IoChoice::Auto,
+            storage: StorageOptions::default(),
+            slabs: SlabOptions::default(),
+            patience: Duration::from_secs(30),
+            window_bytes: Config::WINDOW_BYTES_DEFAULT,
+            #[cfg(feature = "gpu")]
+            gpu: None,
+            #[cfg(feature = "gpu")]
+            vram: Budget::Auto,
+        }
+    }
+}
+
+/// Host memory that `Budget::Auto` leaves to the process besides weights and the KV cache.
+const AUTO_RESERVE_BYTES: u64 = 128 << 20;
+/// The row cache's part of the host budget, and the most that it takes.
+const ROW_CACHE_SHARE: u64 = 64;
+const ROW_CACHE_BYTES_MAX: u64 = 4 << 20;
+/// Largest slab; smaller budgets have smaller slabs, so that they can shrink by a sixteenth.
+const SLAB_BYTES_MAX: u64 = 64 << 20;
+const SLABS_MIN: u64 = 16;
+/// Steps of more than this gain nothing.
+const STEP_BYTES_MAX: u64 = 64 << 20;
+const STEP_BYTES_STREAMING_MAX: u64 = 8 << 20;
+const STEP_SHARE: u64 = 32;
+
+fn row_cache_bytes(budget_bytes: u64) -> u64 {
+    (budget_bytes / ROW_CACHE_SHARE).min(ROW_CACHE_BYTES_MAX)
+}
+
+/// The host budget of which so many bytes are for blocks.
+pub(crate) fn budget_for_blocks(blocks_bytes: u64) -> u64 {
+    let by_share = blocks_bytes.div_ceil(ROW_CACHE_SHARE - 1).saturating_mul(ROW_CACHE_SHARE);
+    by_share.min(blocks_bytes.saturating_add(ROW_CACHE_BYTES_MAX))
+}
+
+impl EngineBuilder {
+    /// Host bytes for weights, what is in flight included. Default: what is free, less a reserve.
+    #[must_use]
+    pub fn ram(mut self, budget: Budget) -> Self {
+        self.ram = budget;
+        self
+    }
+
+    /// Most bytes that reservations in host RAM may take (the KV cache on CPU). Default: no bound.
+    #[must_use]
+    pub fn kv_bytes(mut self, bytes: u64) -> Self {
+        self.kv_bytes = Some(bytes);
+        self
+    }
+
+    /// Which block goes when room is needed. Default: [`Evict::Auto`].
+    #[must_use]
+    pub fn evict(mut self, evict: Evict) -> Self {
+        self.evict = evict;
+        self
+    }
+
+    /// Whether blocks are read before they are asked for. Default: [`Prefetch::Auto`].
+    #[must_use]
+    pub fn prefetch(mut self, prefetch: Prefetch) -> Self {
+        self.prefetch = prefetch;
+        self
+    }
+
+    /// How the disk is read. Default: the best way that works here.
+    #[must_use]
+    pub fn io(mut self, io: IoChoice) -> Self {
+        self.io = io;
+        self
+    }
+
+    /// Queue depth, threads and the like of the reader.
+    #[must_use]
+    pub fn storage_options(mut self, options: StorageOptions) -> Self {
+        self.storage = options;
+        self
+    }
+
+    /// Locked or huge pages for host slabs. Default: neither.
+    #[must_use]
+    pub fn slab_options(mut self, options: SlabOptions) -> Self {
+        self.slabs = options;
+        self
+    }
+
+    /// How long a demand waits when leases hold all the room. Default: 30 s.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Bytes that may be in flight on each wire, or brought and not yet used. Default: 16 MiB; at least a slot.
+    #[must_use]
+    pub fn window_bytes(mut self, bytes: u64) -> Self {
+        self.window_bytes = bytes;
+        self
+    }
+
+    /// Computes on a GPU: its memory becomes a tier above host RAM.
+    #[cfg(feature = "gpu")]
+    #[must_use]
+    pub fn gpu(mut self, context: Arc<overspill_gpu::GpuContext>, vram: Budget) -> Self {
+        self.gpu = Some(context);
+        self.vram = vram;
+        self
+    }
+
+    /// Opens a model: a Hugging Face directory or a GGUF file. Reads headers only.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if there is no model or it is damaged; otherwise as [`Self::open_catalog`].
+    pub fn open(self, path: &Path) -> Result<Engine, Error> {
+        self.open_model(overspill_formats::open(path)?)
+    }
+
+    /// Opens a model whose headers have been read.
+    ///
+    /// # Errors
+    /// As [`Self::open_catalog`].
+    pub fn open_model(self, model: overspill_formats::ModelFiles) -> Result<Engine, Error> {
+        self.start(model.catalog, Some((model.metadata, model.format)))
+    }
+
+    /// Opens tensors that the caller describes ([`overspill_core::CatalogBuilder`]).
+    ///
+    /// # Errors
+    /// [`Error::Storage`] if a file cannot be opened or the reader that was named cannot work; [`Error::TooSmall`] if a
+    /// budget has no room for the largest block; [`Error::Config`].
+    pub fn open_catalog(self, catalog: Catalog) -> Result<Engine, Error> {
+        self.start(catalog, None)
+    }
+
+    fn start(
+        self,
+        catalog: Catalog,
+        model: Option<(overspill_formats::Metadata, overspill_formats::Format)>,
+    ) -> Result<Engine, Error> {
+        let catalog = Arc::new(catalog);
+        let paths: Vec<_> = catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
+        let files = Arc::new(FileSet::open(&paths).map_err(|e| storage_error(&e))?);
+        let plan = self.plan(&catalog, &files)?;
+        let settings: Vec<&'static str> = plan.iter().map(|t| t.setting).collect();
+        let shared = Arc::new(Shared::new(Arc::clone(&catalog), &settings, self.patience));
+        let host = TierId(plan.len() as u32 - 1);
+        let brain = self.brain(&catalog, &files, &plan)?;
+
+        let mail = Arc::clone(&shared);
+        let sink = Box::new(move |completion| {
+            mail.mailbox.post(Note::Read(completion), true);
+        });
+        let opened = open_storage::<IoBuf>(self.io, Arc::clone(&files), &self.storage, sink);
+        let (storage, probe) = opened.map_err(|e| storage_error(&e))?;
+        let gather = Gather::new(&catalog, Arc::clone(&files), plan[host.index()].apart_bytes, self.io, &self.storage)?;
+        let slab_bytes = u64::from(plan[host.index()].slots_per_slab) * catalog.slot_bytes();
+        let pool = SlabPool::new(slab_bytes as usize, self.slabs).map_err(|e| Error::Memory(e.to_string()))?;
+        let pool = Arc::new(pool);
+        #[cfg(feature = "gpu")]
+        let gpus = crate::gpu::Gpus::start(self.gpu.as_ref(), &shared, &catalog, plan[0].slots_per_slab)?;
+        let driver = Driver {
+            brain,
+            shared: Arc::clone(&shared),
+            reader: BlockReader::new(Arc::clone(&catalog), Arc::clone(&shared), storage),
+            pool: Arc::clone(&pool),
+            host,
+            slots_per_slab: plan[host.index()].slots_per_slab,
+            #[cfg(feature = "gpu")]
+            gpus,
+            waiters: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+        };
+        let driver = std::thread::Builder::new()
+            .name("overspill-driver".into())
+            .spawn(move || driver.run())
+            .map_err(|e| Error::Memory(format!("the driver's thread cannot be started ({e}): raise ulimit -u")))?;
+        let step_bytes = step_bytes(&catalog, &plan);
+        let (metadata, format) = model.map_or((None, None), |(metadata, format)| (Some(metadata), Some(format)));
+        let infos = plan.iter().map(|t| TierInfo {
+            label: t.label,
+            budget_bytes: t.budget_bytes,
+            apart_bytes: t.apart_bytes,
+            reservations_inside: t.label != "host",
+        });
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                holder: shared.holder("engine"),
+                tiers: Mutex::new(infos.collect()),
+                reserved: Mutex::new(plan.iter().map(|_| Reserved::default()).collect()),
+                shared,
+                catalog,
+                files,
+                metadata,
+                format,
+                probe,
+                kv_bytes: self.kv_bytes,
+                compute: TierId(0),
+                host,
+                gather,
+                schedules: Mutex::default(),
+                step_bytes,
+                pool,
+                prefetch: self.prefetch,
+                #[cfg(feature = "gpu")]
+                gpu: self.gpu,
+                driver: Mutex::new(Some(driver)),
+            }),
+        })
+    }
+
+    fn plan(&self, catalog: &Catalog, _files: &FileSet) -> Result<Vec<TierPlan>, Error> {
+        let weights = catalog.weight_bytes();
+        let slots: u64 = catalog.blocks().iter().map(|b| u64::from(b.slots)).sum();
+        // More than all slots, the row cache and some fragmentation is of no use.
+        let useful = budget_for_blocks((slots + u64::from(largest_run(catalog))) * catalog.slot_bytes());
+        let mut tiers = Vec::new();
+        #[cfg(feature = "gpu")]
+        if let Some(gpu) = &self.gpu {
+            let free = crate::gpu::free_bytes(gpu);
+            let budget_bytes = self.vram.resolve("--vram", weights, free)?;
+            let slots_per_slab = crate::gpu::slots_per_slab(gpu, catalog, budget_bytes)?;
+            tiers.push(TierPlan { label: "gpu0", setting: "--vram", budget_bytes, apart_bytes: 0, slots_per_slab });
+        }
+        let limits = overspill_host::limits::memory_limits();
+        let free = limits
+            .available_bytes()
+            .unwrap_or(u64::MAX)
+            .saturating_sub(AUTO_RESERVE_BYTES + self.kv_bytes.unwrap_or(0));
+        let budget_bytes = match self.ram {
+            Budget::Auto => free.min(useful),
+            given => given.resolve("--ram", weights, free)?,
+        };
+        let apart_bytes = if catalog.tables().is_empty() { 0 } else { row_cache_bytes(budget_bytes) };
+        let slots_per_slab = slots_per_slab(catalog, budget_bytes - apart_bytes, SLAB_BYTES_MAX);
+        tiers.push(TierPlan { label: "host", setting: "--ram", budget_bytes, apart_bytes, slots_per_slab });
+        Ok(tiers)
+    }
+
+    fn brain(&self, catalog: &Catalog, files: &FileSet, plan: &[TierPlan]) -> Result<Brain, Error> {
+        let blocks = catalog.blocks().iter().enumerate().map(|(index, block)| {
+            let first = catalog.parts(overspill_core::BlockId(index as u32)).first();
+            BlockSize { bytes: block.bytes, slots: block.slots, wire: first.map_or(0, |p| files.wire_of(p.file)) }
+        });
+        let host = plan.len() as u32 - 1;
+        let tiers = plan.iter().enumerate().map(|(index, tier)| TierConfig {
+            label: tier.label.to_owned(),
+            budget_bytes: tier.budget_bytes - tier.apart_bytes,
+            slots_per_slab: tier.slots_per_slab,
+            parent: (index as u32 != host).then_some(TierId(host)),
+        });
+        let config = Config {
+            slot_bytes: catalog.slot_bytes(),
+            tiers: tiers.collect(),
+            blocks: blocks.collect(),
+            evict: self.evict,
+            prefetch: self.prefetch,
+            window_bytes: self.window_bytes.max(catalog.slot_bytes()),
+        };
+        Brain::new(config).map_err(|e| {
+            let tier = plan.iter().find(|t| t.label == e.tier);
+            let (setting, budget_bytes) = tier.map_or(("a budget", e.budget_bytes), |t| (t.setting, t.budget_bytes));
+            Error::TooSmall { setting: setting.to_owned(), budget_bytes, bytes_min: budget_for_blocks(e.bytes_min) }
+        })
+    }
+}
+
+/// A tier before it exists.
+struct TierPlan {
+    label: &'static str,
+    setting: &'static str,
+    budget_bytes: u64,
+    apart_bytes: u64,
+    slots_per_slab: u32,
+}
+
+fn largest_run(catalog: &Catalog) -> u32 {
+    catalog.blocks().iter().map(|b| b.slots).max().unwrap_or(1)
+}
+
+/// Slots of a slab: of at most `slab_bytes_max`, and such that a small budget has several slabs; never fewer than the
+/// longest run of adjacent slots.
+pub(crate) fn slots_per_slab(catalog: &Catalog, budget_bytes: u64, slab_bytes_max: u64) -> u32 {
+    let slot = catalog.slot_bytes();
+    let by_size = slab_bytes_max / slot;
+    let by_budget = (budget_bytes / slot).div_ceil(SLABS_MIN);
+    by_size.min(by_budget).max(1).max(u64::from(largest_run(catalog))) as u32
+}
+
+fn step_bytes(catalog: &Catalog, plan: &[TierPlan]) -> u64 {
+    let slots: u64 = catalog.blocks().iter().map(|b| u64::from(b.slots)).sum();
+    let Some(compute) = plan.first() else { return STEP_BYTES_MAX };
+    let room = compute.budget_bytes - compute.apart_bytes;
+    if slots * catalog.slot_bytes() <= room {
+        return STEP_BYTES_MAX;
+    }
+    (room / STEP_SHARE).clamp(1, STEP_BYTES_STREAMING_MAX)
+}
+
+pub(crate) fn storage_error(error: &NvmeError) -> Error {
+    Error::Storage(error.to_string())
+}

@@ -1,0 +1,283 @@
+//! The driver: the one thread that owns the brain, tells it what happens, and carries out what it decides.
+
+use crate::error::Error;
+use crate::events::Event as Told;
+use crate::io::{BlockReader, Failure, Finished};
+use crate::shared::{Held, Note, Shared};
+use crate::wait::Waiter;
+use overspill_core::catalog::ALIGN_BYTES;
+use overspill_core::{BlockId, Brain, Command, Event, Refusal, SlotId, Ticket, TierId, TransferId};
+use overspill_host::{SlabPool, SlotBuf};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What the driver works with.
+pub(crate) struct Driver {
+    pub(crate) brain: Brain,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) reader: BlockReader,
+    pub(crate) pool: Arc<SlabPool>,
+    /// The host tier: where reads go.
+    pub(crate) host: TierId,
+    pub(crate) slots_per_slab: u32,
+    #[cfg(feature = "gpu")]
+    pub(crate) gpus: crate::gpu::Gpus,
+    pub(crate) waiters: BTreeMap<Ticket, Arc<Waiter>>,
+    /// The block of each transfer under way.
+    pub(crate) under_way: BTreeMap<TransferId, (TierId, BlockId)>,
+}
+
+impl Driver {
+    /// Runs until the engine is closed.
+    pub(crate) fn run(mut self) {
+        let mut notes = Vec::new();
+        loop {
+            let deadline = self.brain.next_deadline().map(|ns| self.shared.start + Duration::from_nanos(ns));
+            self.shared.mailbox.take(&mut notes, deadline);
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.tell(Event::Tick);
+            }
+            for note in notes.drain(..) {
+                if !self.take(note) {
+                    return self.close();
+                }
+            }
+            self.reader.submit();
+            self.shared.mailbox.follow.store(!self.brain.is_quiet(), Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the brain, and does what it says.
+    fn tell(&mut self, event: Event<'_>) {
+        self.brain.handle(event, self.shared.now());
+        self.obey();
+    }
+
+    fn obey(&mut self) {
+        while let Some(command) = self.brain.poll() {
+            self.carry_out(command);
+        }
+    }
+
+    /// Takes a note. False if it was the last.
+    fn take(&mut self, note: Note) -> bool {
+        match note {
+            Note::Entered { sequence, step } => self.tell(Event::StepEntered { sequence, step }),
+            Note::StepTouched { sequence, step } => self.tell(Event::StepTouched { sequence, step }),
+            Note::Touched { tier, block } => self.tell(Event::Touched { tier, blocks: &[block] }),
+            Note::Demand { ticket, waiter } => {
+                let patience = u64::try_from(self.shared.patience.as_nanos()).unwrap_or(u64::MAX);
+                let deadline = self.shared.now().saturating_add(patience);
+                self.waiters.insert(ticket, Arc::clone(&waiter));
+                self.tell(Event::Demand { ticket, tier: waiter.tier, blocks: &waiter.blocks, deadline });
+            }
+            Note::Withdrawn { ticket } => {
+                self.waiters.remove(&ticket);
+                self.tell(Event::Withdrawn { ticket });
+            }
+            Note::LastPinDropped { tier, block } => self.tell(Event::LastPinDropped { tier, block }),
+            Note::Expected { sequence, step, blocks, probability_milli } => {
+                self.tell(Event::Expected { sequence, step, blocks: &blocks, probability_milli });
+            }
+            Note::Read(completion) => {
+                if let Some(finished) = self.reader.complete(completion) {
+                    self.read_ended(finished);
+                }
+            }
+            #[cfg(feature = "gpu")]
+            Note::Uploaded { transfer, result } => self.upload_ended(transfer, result),
+            Note::Ask(question) => {
+                question(&mut self.brain);
+                self.obey();
+            }
+            Note::Close => return false,
+        }
+        true
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Read { transfer, block, tier, slot, speculative } => {
+                self.start_read(transfer, block, tier, slot, speculative);
+            }
+            Command::Upload { transfer, block, from, from_slot: _, to, to_slot } => {
+                self.start_upload(transfer, block, from, to, to_slot);
+            }
+            Command::Retire { tier, block } => self.retire(tier, block),
+            Command::Cancel { transfer } => {
+                self.reader.cancel(transfer);
+                #[cfg(feature = "gpu")]
+                self.gpus.cancel(transfer);
+            }
+            Command::Grant { ticket } => {
+                if let Some(waiter) = self.waiters.remove(&ticket) {
+                    waiter.grant(|| self.pin_all(&waiter));
+                }
+            }
+            Command::Fail { ticket, reason } => {
+                if let Some(waiter) = self.waiters.remove(&ticket) {
+                    waiter.fail(self.explain(&waiter, reason));
+                }
+            }
+            Command::ReleaseSlab { tier, slab } => self.release_slab(tier, slab),
+            _ => debug_assert!(false, "a command that this body does not know"),
+        }
+    }
+
+    fn start_read(&mut self, transfer: TransferId, block: BlockId, tier: TierId, slot: SlotId, speculative: bool) {
+        self.under_way.insert(transfer, (tier, block));
+        let shared = &self.shared;
+        shared.tell(|| Told::ReadStarted { at_ns: shared.now(), block, tier, speculative });
+        let begun = self.room(block, slot).and_then(|room| self.reader.read(transfer, block, room));
+        if let Err(error) = begun {
+            self.shared.remember_failure(block, Error::Memory(error.to_string()));
+            self.under_way.remove(&transfer);
+            self.brain.handle(Event::TransferFailed { transfer, cancelled: false }, self.shared.now());
+        }
+    }
+
+    /// The slot's memory, mapped on first use.
+    fn room(&self, block: BlockId, slot: SlotId) -> Result<SlotBuf, overspill_host::HostError> {
+        let slot_bytes = self.shared.catalog.slot_bytes() as usize;
+        let slots = self.shared.catalog.blocks()[block.index()].slots as usize;
+        let per_slab = self.slots_per_slab as usize;
+        let (slab, within) = (slot.index() / per_slab, slot.index() % per_slab);
+        self.pool.slot_buf(slab, within * slot_bytes, slots * slot_bytes)
+    }
+
+    fn read_ended(&mut self, finished: Finished) {
+        let Finished { transfer, result, bytes } = finished;
+        let Some((tier, block)) = self.under_way.remove(&transfer) else { return };
+        let shared = &self.shared;
+        shared.tell(|| Told::ReadEnded { at_ns: shared.now(), block, tier, bytes });
+        match result {
+            Ok(slot) => {
+                self.publish(tier, block, Held::Host(slot.freeze()));
+                self.tell(Event::TransferDone { transfer });
+            }
+            Err(failure) => {
+                let cancelled = failure.fault == overspill_core::seam::ReadFault::Cancelled;
+                if !cancelled {
+                    self.remember(block, &failure);
+                }
+                self.tell(Event::TransferFailed { transfer, cancelled });
+            }
+        }
+    }
+
+    fn publish(&self, tier: TierId, block: BlockId, held: Held) {
+        let Some(cell) = self.shared.cell(tier, block) else { return };
+        *cell.held.write() = Some(held);
+        let published = cell.word.publish();
+        debug_assert!(published.is_ok(), "a block is published once");
+    }
+
+    fn remember(&self, block: BlockId, failure: &Failure) {
+        let catalog = &self.shared.catalog;
+        let Some(part) = catalog.parts(block).get(failure.part) else { return };
+        let error = Error::Read {
+            path: catalog.path(part.file).to_owned(),
+            tensor: catalog.tensor(part.tensor).name.clone(),
+            offset: part.file_offset - part.file_offset % ALIGN_BYTES,
+            bytes: part.bytes,
+            fault: failure.fault.clone(),
+        };
+        tracing::warn!(%error, "a read failed");
+        self.shared.remember_failure(block, error);
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    fn start_upload(&mut self, transfer: TransferId, _: BlockId, _: TierId, _: TierId, _: SlotId) {
+        debug_assert!(false, "without a GPU nothing is uploaded");
+        self.brain.handle(Event::TransferFailed { transfer, cancelled: false }, self.shared.now());
+    }
+
+    fn retire(&mut self, tier: TierId, block: BlockId) {
+        let done = self.shared.cell(tier, block).is_some_and(|cell| {
+            let done = cell.word.retire() == Ok(true);
+            if done {
+                // The word first, then the bytes: nobody finds a resident block without them.
+                *cell.held.write() = None;
+            }
+            done
+        });
+        let event = if done {
+            let shared = &self.shared;
+            shared.tell(|| Told::Evicted { at_ns: shared.now(), block, tier });
+            Event::Retired { tier, block }
+        } else {
+            Event::RetireRefused { tier, block }
+        };
+        self.brain.handle(event, self.shared.now());
+    }
+
+    /// Pins all blocks of a granted demand for its waiter.
+    fn pin_all(&self, waiter: &Waiter) -> Result<(), Error> {
+        for (index, &block) in waiter.blocks.iter().enumerate() {
+            let pinned = self.shared.cell(waiter.tier, block).is_some_and(|cell| cell.word.pin().is_ok());
+            if !pinned {
+                debug_assert!(false, "a granted block is resident");
+                for &block in &waiter.blocks[..index] {
+                    if let Some(cell) = self.shared.cell(waiter.tier, block) {
+                        let _ = cell.word.unpin();
+                    }
+                }
+                return Err(Error::Memory(format!("block {block} has more leases than can be counted")));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&self, waiter: &Waiter, reason: Refusal) -> Error {
+        let setting = self.shared.tiers.get(waiter.tier.index()).map_or("a budget", |t| t.setting).to_owned();
+        match reason {
+            Refusal::Transfer { block, .. } => self.shared.failure(block).unwrap_or_else(|| {
+                Error::Storage(format!("block {block} could not be brought, and no cause was told"))
+            }),
+            Refusal::TooSmall { bytes_min } => {
+                let budget_bytes = self.brain.tier_stats(waiter.tier).budget_bytes;
+                Error::TooSmall { setting, budget_bytes, bytes_min }
+            }
+            _ => Error::PinnedOut {
+                blocks: waiter.blocks.len(),
+                waited_ms: u64::try_from(self.shared.patience.as_millis()).unwrap_or(u64::MAX),
+                holders: self.shared.holders_text(),
+                setting,
+            },
+        }
+    }
+
+    fn release_slab(&mut self, tier: TierId, slab: u32) {
+        if tier == self.host {
+            self.pool.release(slab as usize);
+        }
+        #[cfg(feature = "gpu")]
+        if tier != self.host {
+            self.gpus.release_slab(tier, slab);
+        }
+    }
+
+    /// Fails everybody who waits, and returns when nothing writes to memory any more.
+    fn close(mut self) {
+        let left = self.shared.mailbox.close();
+        for note in left {
+            if let Note::Demand { waiter, .. } = note {
+                waiter.fail(Error::Closed);
+            }
+        }
+        for waiter in std::mem::take(&mut self.waiters).into_values() {
+            waiter.fail(Error::Closed);
+        }
+        #[cfg(feature = "gpu")]
+        self.gpus.close();
+        self.reader.close();
+        // Nothing can be leased any more; what is leased stays until its lease ends.
+        for cell in self.shared.tiers.iter().flat_map(|table| &table.cells) {
+            if cell.word.retire() == Ok(true) {
+                *cell.held.write() = None;
+            }
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! [`Engine`], the public face, and the work that needs no brain: copies, gathers, reservations, figures.
+
+use crate::error::Error;
+use crate::events::Event;
+use crate::gather::Gather;
+use crate::lease::{Lease, LeaseSet, Pending, Use, missing};
+use crate::sequence::Sequence;
+use crate::shared::{Holder, Note, Shared};
+use crate::stats::{DiskStats, Stats, TierFigures};
+use overspill_core::{
+    BlockId, Brain, Catalog, Event as Told, Layout, Schedule, ScheduleId, StepId, TableId, TensorId, TierId,
+};
+use overspill_nvme::{FileSet, Probe};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+/// A model's weights, paged between tiers. Clones are handles on the same engine; it closes when the last is gone, or
+/// at [`Engine::close`]. Leases may outlive it.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// A tier as the engine knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct TierInfo {
+    pub(crate) label: &'static str,
+    /// Bytes that its budget setting allows, reservations included.
+    pub(crate) budget_bytes: u64,
+    /// Of these, what is not for blocks: the row cache.
+    pub(crate) apart_bytes: u64,
+    /// Whether reservations come out of the same budget (a GPU's memory) or are bounded apart (`--kv`).
+    pub(crate) reservations_inside: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Reserved {
+    pub(crate) bytes: u64,
+    pub(crate) peak_bytes: u64,
+}
+
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) files: Arc<FileSet>,
+    pub(crate) metadata: Option<overspill_formats::Metadata>,
+    pub(crate) format: Option<overspill_formats::Format>,
+    pub(crate) probe: Probe,
+    pub(crate) tiers: Mutex<Vec<TierInfo>>,
+    pub(crate) reserved: Mutex<Vec<Reserved>>,
+    pub(crate) kv_bytes: Option<u64>,
+    pub(crate) compute: TierId,
+    pub(crate) host: TierId,
+    pub(crate) gather: Gather,
+    pub(crate) schedules: Mutex<BTreeMap<ScheduleId, Arc<Schedule>>>,
+    pub(crate) holder: Arc<Holder>,
+    pub(crate) step_bytes: u64,
+    pub(crate) pool: Arc<overspill_host::SlabPool>,
+    pub(crate) prefetch: overspill_core::Prefetch,
+    #[cfg(feature = "gpu")]
+    pub(crate) gpu: Option<Arc<overspill_gpu::GpuContext>>,
+    pub(crate) driver: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("blocks", &self.catalog.blocks().len()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.shared.mailbox.post(Note::Close, true);
+        if let Some(driver) = self.driver.lock().take()
+            && driver.thread().id() != std::thread::current().id()
+        {
+            let _ = driver.join();
+        }
+    }
+
+    /// Asks the driver's brain something and waits for the answer.
+    fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Brain) -> T + Send + 'static) -> Result<T, Error> {
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        let ask = Note::Ask(Box::new(move |brain| {
+            let _ = answer.send(question(brain));
+        }));
+        if !self.shared.mailbox.post(ask, true) {
+            return Err(Error::Closed);
+        }
+        answered.recv().map_err(|_| Error::Closed)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Bytes of a tier set aside for something that is no block (a KV cache, scratch). They are given back when this is
+/// dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    engine: Engine,
+    tier: TierId,
+    bytes: u64,
+    label: String,
+}
+
+impl Reservation {
+    /// How many bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What for.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.engine.inner.reserved.lock().get_mut(self.tier.index()) {
+            reserved.bytes -= self.bytes;
+        }
+        let _ = self.engine.apply_budget(self.tier);
+    }
+}
+
+impl Engine {
+    /// Settings for a new engine.
+    #[must_use]
+    pub fn builder() -> crate::EngineBuilder {
+        crate::EngineBuilder::default()
+    }
+
+    /// The model's tensors, blocks and row tables.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.inner.catalog
+    }
+
+    /// What the model's files say besides tensors, if the engine was opened on a model.
+    #[must_use]
+    pub fn metadata(&self) -> Option<&overspill_formats::Metadata> {
+        self.inner.metadata.as_ref()
+    }
+
+    /// How the model is stored, if the engine was opened on a model.
+    #[must_use]
+    pub fn format(&self) -> Option<overspill_formats::Format> {
+        self.inner.format
+    }
+
+    /// The tier in which steps are computed: the GPU if there is one, else host RAM.
+    #[must_use]
+    pub fn compute_tier(&self) -> TierId {
+        self.inner.compute
+    }
+
+    /// The tier of host RAM.
+    #[must_use]
+    pub fn host_tier(&self) -> TierId {
+        self.inner.host
+    }
+
+    /// How the disk is read, and why not otherwise.
+    #[must_use]
+    pub fn io(&self) -> &Probe {
+        &self.inner.probe
+    }
+
+    /// The GPU, if the engine has one.
+    #[cfg(feature = "gpu")]
+    #[must_use]
+    pub fn gpu(&self) -> Option<&overspill_gpu::GpuContext> {
+        self.inner.gpu.as_deref()
+    }
+
+    /// The largest set of blocks that a step should have under these budgets, in bytes: enough work to keep the
+    /// threads busy, little enough that most of the budget keeps blocks. A runtime cuts its schedule into such steps.
+    #[must_use]
+    pub fn step_bytes_hint(&self) -> u64 {
+        self.inner.step_bytes
+    }
+
+    /// Registers a schedule. From then on the brain plans for it.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`] if a budget has no room for the largest step beside the standing blocks, with the smallest
+    /// budget that has; [`Error::NotFound`] for blocks or tiers that are not there; [`Error::Closed`].
+    pub fn register(&self, schedule: Schedule) -> Result<ScheduleId, Error> {
+        let (blocks, tiers) = (self.catalog().blocks().len(), self.inner.shared.tiers.len());
+        let all = schedule.steps.iter().flat_map(|s| &s.blocks).chain(&schedule.standing);
+        if let Some(block) = all.clone().find(|b| b.index() >= blocks) {
+            return Err(missing("block", block.0));
+        }
+        if let Some(step) = schedule.steps.iter().find(|s| s.tier.index() >= tiers) {
+            return Err(missing("tier", step.tier.0));
+        }
+        let schedule = Arc::new(schedule);
+        let planned = Arc::clone(&schedule);
+        let id = self.inner.ask(move |brain| brain.add_schedule(&planned))?.map_err(|e| self.too_small(&e))?;
+        self.inner.schedules.lock().insert(id, schedule);
+        Ok(id)
+    }
+
+    /// The brain speaks of bytes for blocks; users set budgets, of which some bytes are apart.
+    fn too_small(&self, error: &overspill_core::TooSmall) -> Error {
+        let tiers = self.inner.tiers.lock();
+        let tier = tiers.iter().position(|t| t.label == error.tier);
+        let (setting, budget, apart) = tier.map_or(("a budget", error.budget_bytes, 0), |index| {
+            let reserved = if tiers[index].reservations_inside { self.inner.reserved.lock()[index].bytes } else { 0 };
+            (self.inner.shared.tiers[index].setting, tiers[index].budget_bytes, reserved)
+        });
+        // The row cache is a share of the budget, so a smaller budget has a smaller one: ask for what is sure to do.
+        let bytes_min = crate::builder::budget_for_blocks(error.bytes_min) + apart;
+        Error::TooSmall { setting: setting.to_owned(), budget_bytes: budget, bytes_min }
+    }
+
+    /// Starts a sequence at the beginning of a schedule. The label names it in errors about room.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a schedule that is not registered; [`Error::Closed`].
+    pub fn sequence(&self, schedule: ScheduleId, label: &str) -> Result<Sequence, Error> {
+        let steps = self.inner.schedules.lock().get(&schedule).cloned();
+        let steps = steps.ok_or_else(|| missing("schedule", schedule.0))?;
+        let id = self.inner.ask(move |brain| brain.open_sequence(schedule))?;
+        let id = id.ok_or_else(|| missing("schedule", schedule.0))?;
+        let (holder, files) = (self.inner.shared.holder(label), Arc::clone(&self.inner.files));
+        Ok(Sequence { id, schedule: steps, holder, files })
+    }
+
+    /// Leases a block in the compute tier, waiting until it is there.
+    ///
+    /// # Errors
+    /// What kept the block from coming ([`Pending::wait`]).
+    pub fn acquire(&self, block: BlockId) -> Result<Lease, Error> {
+        if let Some(lease) = self.try_acquire(block) {
+            return Ok(lease);
+        }
+        let mut set = self.request_set(&[block])?.wait()?;
+        set.take_single().ok_or(Error::Closed)
+    }
+
+    /// Leases a block in the compute tier if it is there.
+    #[must_use]
+    pub fn try_acquire(&self, block: BlockId) -> Option<Lease> {
+        let tier = self.inner.compute;
+        let lease = Lease::try_take(&self.inner.holder, tier, block)?;
+        self.inner.shared.tiers[tier.index()].hits.fetch_add(1, Ordering::Relaxed);
+        self.inner.shared.mailbox.post(Note::Touched { tier, block }, false);
+        Some(lease)
+    }
+
+    /// Leases blocks in the compute tier, all or none, waiting until all are there.
+    ///
+    /// # Errors
+    /// What kept the blocks from coming ([`Pending::wait`]).
+    pub fn acquire_set(&self, blocks: &[BlockId]) -> Result<LeaseSet, Error> {
+        self.request_set(blocks)?.wait()
+    }
+
+    /// As [`Self::acquire_set`], without waiting.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Closed`].
+    pub fn request_set(&self, blocks: &[BlockId]) -> Result<Pending, Error> {
+        Pending::ask(&self.inner.holder, self.inner.compute, blocks, Use::Blocks)
+    }
+
+    /// As [`Self::request_set`], in a tier of one's choice.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn request_set_in(&self, tier: TierId, blocks: &[BlockId]) -> Result<Pending, Error> {
+        Pending::ask(&self.inner.holder, tier, blocks, Use::Blocks)
+    }
+
+    /// Leases a whole tensor under one pointer.
+    ///
+    /// # Errors
+    /// [`Error::NotContiguous`] if it is cut into several blocks; [`Error::NotFound`]; otherwise as [`Self::acquire`].
+    pub fn acquire_tensor(&self, tensor: TensorId) -> Result<(Lease, overspill_core::Piece), Error> {
+        let info = self.catalog().tensors().get(tensor.index()).ok_or_else(|| missing("tensor", tensor.0))?;
+        let units = match info.layout {
+            Layout::Cut { units, .. } => units,
+            _ => 1,
+        };
+        match self.catalog().pieces(tensor, 0).as_slice() {
+            [piece] if units == 1 => Ok((self.acquire(piece.block)?, *piece)),
+            pieces => {
+                let blocks = pieces.len() * units as usize;
+                Err(Error::NotContiguous { tensor: info.name.clone(), blocks })
+            }
+        }
+    }
+
+    /// Copies bytes of a tensor, from `offset` on, wherever they are: from resident blocks of the host tier if it
+    /// computes, else from disk.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the tensor has no such bytes; otherwise as [`Self::acquire`].
+    pub fn fill(&self, tensor: TensorId, offset: u64, destination: &mut [u8]) -> Result<(), Error> {
+        let info = self.catalog().tensors().get(tensor.index()).ok_or_else(|| missing("tensor", tensor.0))?;
+        let end = offset.checked_add(destination.len() as u64).filter(|&end| end <= info.bytes);
+        let Some(end) = end else {
+            return Err(Error::NotFound {
+                what: format!("bytes {offset} and on ({}) of tensor '{}'", destination.len(), info.name),
+                cure: format!("it has {} bytes", info.bytes),
+            });
+        };
+        if info.layout == Layout::TableOnly || self.inner.compute != self.inner.host {
+            return self.inner.gather.range(tensor, offset, destination);
+        }
+        let unit_bytes = match info.layout {
+            Layout::Cut { units, .. } => info.bytes / u64::from(units),
+            _ => info.bytes,
+        };
+        for unit in (offset / unit_bytes)..=(end.saturating_sub(1) / unit_bytes) {
+            for piece in self.catalog().pieces(tensor, unit as u32) {
+                let start = unit * unit_bytes + piece.row * info.row_bytes;
+                let (from, to) = (start.max(offset), (start + piece.bytes).min(end));
+                if from < to {
+                    let lease = self.acquire(piece.block)?;
+                    let bytes = &lease.piece(&piece)[(from - start) as usize..(to - start) as usize];
+                    destination[(from - offset) as usize..(to - offset) as usize].copy_from_slice(bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies rows of a table, in this order, as they are in the file: `rows.len() × row_bytes` bytes. Rows are read
+    /// once each however often they are named, in one batch, through a small cache.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a table or row that is not there; [`Error::Config`] if the destination has another
+    /// size; [`Error::Read`].
+    pub fn gather(&self, table: TableId, rows: &[u64], destination: &mut [u8]) -> Result<(), Error> {
+        let info = *self.catalog().tables().get(table.index()).ok_or_else(|| missing("table", table.0))?;
+        if let Some(row) = rows.iter().find(|&&row| row >= info.rows) {
+            return Err(Error::NotFound {
+                what: format!("row {row} of '{}'", self.catalog().tensor(info.tensor).name),
+                cure: format!("it has {} rows", info.rows),
+            });
+        }
+        if destination.len() as u64 != rows.len() as u64 * info.row_bytes {
+            return Err(Error::Config {
+                setting: "gather".into(),
+                cause: format!("{} rows of {} bytes do not fill {}", rows.len(), info.row_bytes, destination.len()),
+            });
+        }
+        let shared = &self.inner.shared;
+        shared.disk.gathered_bytes.fetch_add(destination.len() as u64, Ordering::Relaxed);
+        self.inner.gather.rows(table, rows, destination)
+    }
+
+    /// Sets bytes of a tier aside for something that is no block. On a GPU they come out of `--vram`; in host RAM they
+    /// are bounded by `--kv`.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`] if they do not fit; [`Error::NotFound`]; [`Error::Closed`].
+    pub fn reserve(&self, tier: TierId, bytes: u64, label: &str) -> Result<Reservation, Error> {
+        let tiers = self.inner.tiers.lock().clone();
+        let info = tiers.get(tier.index()).ok_or_else(|| missing("tier", tier.0))?;
+        let total = self.inner.reserved.lock()[tier.index()].bytes.saturating_add(bytes);
+        let bound = if info.reservations_inside { Some(info.budget_bytes) } else { self.inner.kv_bytes };
+        if bound.is_some_and(|bound| total > bound) {
+            let setting = if info.reservations_inside { self.inner.shared.tiers[tier.index()].setting } else { "--kv" };
+            let budget_bytes = bound.unwrap_or(0);
+            return Err(Error::TooSmall { setting: setting.to_owned(), budget_bytes, bytes_min: total });
+        }
+        {
+            let mut reserved = self.inner.reserved.lock();
+            let reserved = &mut reserved[tier.index()];
+            reserved.bytes += bytes;
+            reserved.peak_bytes = reserved.peak_bytes.max(reserved.bytes);
+        }
+        let reservation = Reservation { engine: self.clone(), tier, bytes, label: label.to_owned() };
+        self.apply_budget(tier)?;
+        Ok(reservation)
+    }
+
+    /// Changes a tier's budget. It is obeyed as fast as leases allow: blocks above it go, then whole slabs.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`] if a registered schedule could not run any more; [`Error::NotFound`]; [`Error::Closed`].
+    pub fn set_budget(&self, tier: TierId, bytes: u64) -> Result<(), Error> {
+        {
+            let mut tiers = self.inner.tiers.lock();
+            let info = tiers.get_mut(tier.index()).ok_or_else(|| missing("tier", tier.0))?;
+            info.budget_bytes = bytes;
+        }
+        self.apply_budget(tier)
+    }
+
+    fn apply_budget(&self, tier: TierId) -> Result<(), Error> {
+        let info = self.inner.tiers.lock()[tier.index()].clone();
+        let reserved = if info.reservations_inside { self.inner.reserved.lock()[tier.index()].bytes } else { 0 };
+        if !info.reservations_inside && reserved == 0 && info.budget_bytes == 0 {
+            return Ok(());
+        }
+        let bytes = info.budget_bytes.saturating_sub(info.apart_bytes + reserved);
+        self.inner.ask(move |brain| {
+            if brain.tier_stats(tier).budget_bytes != bytes {
+                brain.handle(Told::BudgetChanged { tier, bytes }, 0);
+            }
+        })
+    }
+
+    /// The engine's figures now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let tiers = self.inner.shared.tiers.len();
+        let (brain_tiers, decision) = self.inner.ask(move |brain| {
+            let tiers: Vec<_> = (0..tiers).map(|t| brain.tier_stats(TierId(t as u32))).collect();
+            (tiers, brain.decision())
+        })?;
+        let shared = &self.inner.shared;
+        let reserved = self.inner.reserved.lock();
+        let infos = self.inner.tiers.lock();
+        let figures = brain_tiers.into_iter().enumerate().map(|(index, brain)| TierFigures {
+            label: infos[index].label,
+            budget_bytes: infos[index].budget_bytes,
+            peak_bytes: brain.peak_bytes + infos[index].apart_bytes,
+            reserved_bytes: reserved[index].bytes,
+            reserved_peak_bytes: reserved[index].peak_bytes,
+            hits: shared.tiers[index].hits.load(Ordering::Relaxed),
+            misses: shared.tiers[index].misses.load(Ordering::Relaxed),
+            blocks: brain,
+        });
+        let disk = &shared.disk;
+        Ok(Stats {
+            tiers: figures.collect(),
+            disk: DiskStats {
+                read_bytes: disk.read_bytes.load(Ordering::Relaxed) + self.inner.gather.read_bytes(),
+                padding_bytes: disk.padding_bytes.load(Ordering::Relaxed),
+                reads: disk.reads.load(Ordering::Relaxed) + self.inner.gather.reads(),
+                gathered_bytes: disk.gathered_bytes.load(Ordering::Relaxed),
+            },
+            stall_ns: shared.stall_ns.load(Ordering::Relaxed),
+            mapped_bytes: self.inner.pool.backed_bytes(),
+            decision,
+            prefetch: match self.inner.prefetch {
+                overspill_core::Prefetch::Off => "off",
+                _ => "auto",
+            },
+            io: self.inner.probe.chosen.name(),
+        })
+    }
+
+    /// Tells what happens from now on, in order. A receiver that falls far behind misses events; a dropped one is
+    /// forgotten.
+    #[must_use]
+    pub fn subscribe(&self) -> crossbeam_channel::Receiver<Event> {
+        self.inner.shared.subscribe()
+    }
+
+    /// Closes the engine: everybody who waits gets [`Error::Closed`], and when this returns no device writes to the
+    /// engine's memory. Leases stay valid.
+    pub fn close(&self) {
+        self.inner.close();
+    }
+
+    /// The steps of a registered schedule that read a block, for reports.
+    #[must_use]
+    pub fn steps_of(&self, schedule: ScheduleId, block: BlockId) -> Vec<StepId> {
+        let schedules = self.inner.schedules.lock();
+        let Some(schedule) = schedules.get(&schedule) else { return Vec::new() };
+        let steps = schedule.steps.iter().enumerate().filter(|(_, s)| s.blocks.contains(&block));
+        steps.map(|(index, _)| StepId(index as u32)).collect()
+    }
+}

@@ -1,0 +1,189 @@
+//! The GPU tier's body: slabs in VRAM, uploads into them, and leases that end with the GPU's work.
+
+use crate::driver::Driver;
+use crate::error::Error;
+use crate::events::Event as Told;
+use crate::lease::{Lease, LeaseSet};
+use crate::shared::{Held, Note, Shared};
+use overspill_core::{BlockId, Catalog, Event, SlotId, TierId, TransferId};
+use overspill_gpu::{Completion, GpuContext, GpuError, Poller, RingConfig, RingPath, Upload, Uploader, VramSlabs};
+use std::sync::Arc;
+
+pub use overspill_gpu::GpuSlice;
+
+/// The GPUs of an engine: today one, or none.
+#[derive(Debug, Default)]
+pub(crate) struct Gpus(Option<Gpu>);
+
+#[derive(Debug)]
+struct Gpu {
+    tier: TierId,
+    slabs: VramSlabs,
+    slots_per_slab: u32,
+    // Dropped in this order: no upload is begun any more, then what was begun completes.
+    uploader: Uploader,
+    _poller: Poller,
+}
+
+/// Memory of a GPU that `Budget::Auto` takes: what its driver reports, less a reserve for other programs.
+pub(crate) fn free_bytes(gpu: &GpuContext) -> u64 {
+    let memory = gpu.memory_bytes();
+    memory - memory / 8
+}
+
+/// Slots of a VRAM slab.
+pub(crate) fn slots_per_slab(gpu: &GpuContext, catalog: &Catalog, budget_bytes: u64) -> Result<u32, Error> {
+    let slab_bytes_max = overspill_gpu::DEFAULT_SLAB_BYTES.min(gpu.binding_bytes_max());
+    let slots = crate::builder::slots_per_slab(catalog, budget_bytes, slab_bytes_max);
+    if u64::from(slots) * catalog.slot_bytes() > gpu.binding_bytes_max() {
+        return Err(Error::Device(format!(
+            "{} binds at most {} bytes at once, less than the largest block of this model: use --device cpu",
+            gpu.info.name,
+            gpu.binding_bytes_max()
+        )));
+    }
+    Ok(slots)
+}
+
+pub(crate) fn device_error(error: &GpuError) -> Error {
+    Error::Device(error.to_string())
+}
+
+impl Gpus {
+    pub(crate) fn start(
+        context: Option<&Arc<GpuContext>>,
+        shared: &Arc<Shared>,
+        catalog: &Catalog,
+        slots_per_slab: u32,
+    ) -> Result<Self, Error> {
+        let Some(context) = context else { return Ok(Self(None)) };
+        let poller = Poller::new(context).map_err(|e| device_error(&e))?;
+        let path = RingPath::new(context, poller.completion(), RingConfig::default()).map_err(|e| device_error(&e))?;
+        let mail = Arc::downgrade(shared);
+        let sink = Arc::new(move |transfer: TransferId, result: Result<(), GpuError>| {
+            if let Some(shared) = mail.upgrade() {
+                shared.mailbox.post(Note::Uploaded { transfer, result }, true);
+            }
+        });
+        let uploader = Uploader::new(Box::new(path), sink).map_err(|e| device_error(&e))?;
+        let _ = shared.completion.set(poller.completion());
+        let slabs = VramSlabs::new(context, u64::from(slots_per_slab) * catalog.slot_bytes());
+        Ok(Self(Some(Gpu { tier: TierId(0), slabs, slots_per_slab, uploader, _poller: poller })))
+    }
+
+    pub(crate) fn release_slab(&self, tier: TierId, slab: u32) {
+        if let Some(gpu) = self.0.as_ref().filter(|gpu| gpu.tier == tier) {
+            gpu.slabs.release(slab);
+        }
+    }
+
+    pub(crate) fn cancel(&self, transfer: TransferId) {
+        if let Some(gpu) = &self.0 {
+            gpu.uploader.cancel(transfer);
+        }
+    }
+
+    /// Ends all uploads.
+    pub(crate) fn close(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Driver {
+    pub(crate) fn start_upload(
+        &mut self,
+        transfer: TransferId,
+        block: BlockId,
+        from: TierId,
+        to: TierId,
+        slot: SlotId,
+    ) {
+        self.under_way.insert(transfer, (to, block));
+        if let Err(error) = self.try_upload(transfer, block, from, slot) {
+            self.shared.remember_failure(block, error);
+            self.under_way.remove(&transfer);
+            self.brain.handle(Event::TransferFailed { transfer, cancelled: false }, self.shared.now());
+        }
+    }
+
+    fn try_upload(&mut self, transfer: TransferId, block: BlockId, from: TierId, slot: SlotId) -> Result<(), Error> {
+        let gone = || Error::Device("an upload was asked for without a GPU".into());
+        let gpu = self.gpus.0.as_ref().ok_or_else(gone)?;
+        let source = self.shared.cell(from, block).and_then(|cell| cell.held.read().clone());
+        let Some(Held::Host(view)) = source else { return Err(gone()) };
+        let slice = gpu_slot(gpu, &self.shared.catalog, block, slot).map_err(|e| device_error(&e))?;
+        gpu.uploader.submit(Upload {
+            id: transfer,
+            source: Box::new(HostBytes(view)),
+            source_offset: overspill_gpu::payload_shift(&self.shared.catalog, block) as usize,
+            dst: Arc::clone(&slice.buffer),
+            dst_offset: slice.offset,
+            len: overspill_gpu::payload_bytes(&self.shared.catalog, block) as usize,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn upload_ended(&mut self, transfer: TransferId, result: Result<(), GpuError>) {
+        let Some((tier, block)) = self.under_way.remove(&transfer) else { return };
+        let slice = match (result, self.gpus.0.as_ref(), self.brain.slot(tier, block)) {
+            (Ok(()), Some(gpu), Some(slot)) => gpu_slot(gpu, &self.shared.catalog, block, slot),
+            (Err(error), ..) => Err(error),
+            _ => Err(GpuError::Closed),
+        };
+        let now = self.shared.now();
+        let event = match slice {
+            Ok(slice) => {
+                self.shared.tell(|| Told::Uploaded { at_ns: now, block, tier });
+                self.publish(tier, block, Held::Gpu(slice));
+                Event::TransferDone { transfer }
+            }
+            Err(error) => {
+                let cancelled = matches!(error, GpuError::Cancelled);
+                if !cancelled {
+                    self.shared.remember_failure(block, device_error(&error));
+                }
+                Event::TransferFailed { transfer, cancelled }
+            }
+        };
+        self.tell(event);
+    }
+}
+
+fn gpu_slot(gpu: &Gpu, catalog: &Catalog, block: BlockId, slot: SlotId) -> Result<GpuSlice, GpuError> {
+    let buffer = gpu.slabs.ensure(slot.0 / gpu.slots_per_slab)?;
+    let offset = u64::from(slot.0 % gpu.slots_per_slab) * catalog.slot_bytes();
+    let bytes = u64::from(catalog.blocks()[block.index()].slots) * catalog.slot_bytes();
+    Ok(GpuSlice { buffer, offset, bytes })
+}
+
+/// Bytes of a host slot, owned by an upload until they have been copied.
+struct HostBytes(overspill_host::SlotView);
+
+impl AsRef<[u8]> for HostBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Lease {
+    /// Ends the lease when the GPU has done all that was submitted up to `submission`, and not before. Returns at once.
+    pub fn release_after(self, submission: overspill_gpu::wgpu::SubmissionIndex) {
+        let completion = self.shared().completion.get().cloned();
+        match completion {
+            Some(completion) => completion.after(submission, move |_| drop(self)),
+            None => drop(self),
+        }
+    }
+}
+
+impl LeaseSet {
+    /// Ends the leases when the GPU has done all that was submitted up to `submission`, and not before. Returns at
+    /// once.
+    pub fn release_after(self, submission: overspill_gpu::wgpu::SubmissionIndex) {
+        let completion = self.shared().completion.get().cloned();
+        match completion {
+            Some(completion) => completion.after(submission, move |_| drop(self)),
+            None => drop(self),
+        }
+    }
+}
