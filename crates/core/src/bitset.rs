@@ -56,7 +56,7 @@ impl BitSet {
     pub(crate) fn prev(&self, before: usize) -> Option<usize> {
         let before = before.min(self.words.len() * 64);
         let word = before / 64;
-        if before % 64 != 0 {
+        if !before.is_multiple_of(64) {
             let here = self.words[word] & !(u64::MAX << (before % 64));
             if here != 0 {
                 return Some(word * 64 + 63 - here.leading_zeros() as usize);

@@ -4,6 +4,7 @@
 //! the search for room; `transfer` what happens when transfers end; `prefetch` what is brought ahead of need; `plan`
 //! which blocks stay; `sequence` cursors and what they touch.
 
+mod audit;
 mod demand;
 mod plan;
 mod prefetch;
@@ -54,6 +55,8 @@ pub(crate) struct Place {
     pub(crate) expected: bool,
     /// The transfer under way is the second try.
     pub(crate) retried: bool,
+    /// Both tries failed the last time: it is not brought again until somebody asks for it.
+    pub(crate) broken: bool,
 }
 
 const ABSENT: Place = Place {
@@ -64,6 +67,7 @@ const ABSENT: Place = Place {
     unused: false,
     expected: false,
     retried: false,
+    broken: false,
 };
 
 /// A caching tier.
@@ -100,6 +104,8 @@ pub struct TierStats {
     pub budget_bytes: u64,
     /// Bytes of the slots in use, those being filled included.
     pub used_bytes: u64,
+    /// Bytes of the free slots below the budget.
+    pub free_bytes: u64,
     /// The most that `used_bytes` has been.
     pub peak_bytes: u64,
     /// Blocks that went to make room.
@@ -152,6 +158,15 @@ pub struct Brain {
     /// Vectors to be used again.
     pub(crate) spare: Vec<Vec<BlockId>>,
     pub(crate) governor: prefetch::Governor,
+    /// What was brought because a step was expected to choose it, until that step has chosen.
+    pub(crate) guesses: Vec<prefetch::Guess>,
+}
+
+/// More slots than all blocks need, the ends of slabs in which no run fits included, would only cost memory.
+pub(crate) fn slots_useful(blocks: &[BlockSize], per_slab: u32) -> u64 {
+    let all: u64 = blocks.iter().map(|b| u64::from(b.slots)).sum();
+    let largest = u64::from(blocks.iter().map(|b| b.slots).max().unwrap_or(1));
+    if largest > 1 { all + all.div_ceil(u64::from(per_slab.max(1))) * largest } else { all }
 }
 
 impl Brain {
@@ -164,16 +179,11 @@ impl Brain {
         let largest = config.blocks.iter().map(|b| b.slots).max().unwrap_or(1);
         let mut tiers: Vec<Tier> = Vec::new();
         for tier in &config.tiers {
-            let slots = usize::try_from(tier.budget_bytes / config.slot_bytes).unwrap_or(usize::MAX);
             let bytes_min = u64::from(largest) * config.slot_bytes;
             if tier.budget_bytes < bytes_min {
                 return Err(TooSmall { tier: tier.label.clone(), budget_bytes: tier.budget_bytes, bytes_min });
             }
-            // More slots than all blocks need would only cost memory.
-            let all: u64 = config.blocks.iter().map(|b| u64::from(b.slots)).sum();
-            let per_slab = u64::from(tier.slots_per_slab);
-            let slots =
-                (slots as u64).min(if largest > 1 { all + all.div_ceil(per_slab) * u64::from(largest) } else { all });
+            let slots = (tier.budget_bytes / config.slot_bytes).min(slots_useful(&config.blocks, tier.slots_per_slab));
             tiers.push(Tier {
                 label: tier.label.clone(),
                 budget_bytes: tier.budget_bytes,
@@ -215,6 +225,7 @@ impl Brain {
             learner: Learner::new(blocks),
             spare: Vec::new(),
             governor: prefetch::Governor::default(),
+            guesses: Vec::new(),
         };
         brain.replan();
         Ok(brain)
@@ -260,7 +271,8 @@ impl Brain {
         if let Some(registered) = &mut self.schedules[cursor.schedule] {
             registered.sequences.retain(|&s| s != sequence);
         }
-        self.cancel_unwanted();
+        self.settle_guesses(sequence, None);
+        self.forget_unwanted();
         self.pump();
     }
 
@@ -322,6 +334,7 @@ impl Brain {
         TierStats {
             budget_bytes: t.budget_bytes,
             used_bytes: t.slots.used() as u64 * self.slot_bytes,
+            free_bytes: t.slots.free() as u64 * self.slot_bytes,
             peak_bytes: t.slots.used_peak() as u64 * self.slot_bytes,
             evictions: t.evictions,
             loads: t.loads,
@@ -396,8 +409,9 @@ impl Brain {
                 let Some(registered) = &self.schedules[index] else { continue };
                 let position = registered.uses(block)[use_index] as usize;
                 let consumer = registered.tier_at(position);
-                needed_here |= consumer == tier;
-                let Some(covered) = self.covered(consumer, tier, block) else { continue };
+                let Some((covered, above)) = self.covered(consumer, tier, block) else { continue };
+                // By this tier's own steps, or by a child that hasn't got it (another may have).
+                needed_here |= !above;
                 let Some(registered) = &mut self.schedules[index] else { continue };
                 if let Some(coverage) = &mut registered.coverage[tier.index()] {
                     coverage.absent.set(position, !covered);
@@ -413,17 +427,17 @@ impl Brain {
         }
     }
 
-    /// Whether a use by `consumer` needs nothing more from `tier`: the block is there or on its way, or nearer. `None`
-    /// if `tier` does not feed `consumer`.
-    fn covered(&self, consumer: TierId, tier: TierId, block: BlockId) -> Option<bool> {
-        let mut covered = false;
+    /// Whether a use by `consumer` needs nothing brought into `tier`: the block is there or on its way, or nearer. And
+    /// whether it is nearer, so that `tier` need not have it. `None` if `tier` does not feed `consumer`.
+    fn covered(&self, consumer: TierId, tier: TierId, block: BlockId) -> Option<(bool, bool)> {
+        let mut above = false;
         let mut at = consumer;
         while at != tier {
             // A slot that waits for its parent needs the parent still.
-            covered |= !matches!(self.place(at, block).state, State::Absent | State::Waiting);
+            above |= !matches!(self.place(at, block).state, State::Absent | State::Waiting);
             at = self.tiers[at.index()].parent?;
         }
-        Some(covered || self.place(tier, block).state != State::Absent)
+        Some((above || self.place(tier, block).state != State::Absent, above))
     }
 
     pub(crate) fn list_of(&self, block: BlockId) -> List {

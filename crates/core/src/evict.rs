@@ -15,7 +15,7 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    fn allows(self, distance: Option<u64>) -> bool {
+    pub(crate) fn allows(self, distance: Option<u64>) -> bool {
         match self {
             Self::Demand => true,
             Self::FurtherThan(limit) => distance.is_none_or(|distance| distance > limit),

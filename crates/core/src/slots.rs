@@ -53,7 +53,7 @@ impl Slots {
     }
 
     pub(crate) fn free(&self) -> usize {
-        self.free.len()
+        self.free.len().min(self.limit.saturating_sub(self.used))
     }
 
     pub(crate) fn per_slab(&self) -> usize {
@@ -80,9 +80,13 @@ impl Slots {
         self.limit = limit;
     }
 
-    /// Takes `count` adjacent slots in one slab.
+    /// Takes `count` adjacent slots in one slab. Not while slots above a lowered limit and those below it would
+    /// together be more than the limit.
     pub(crate) fn take(&mut self, count: u32, block: BlockId) -> Option<SlotId> {
         let count = count as usize;
+        if self.used + count > self.limit {
+            return None;
+        }
         let start = if count == 1 { self.free.next(0)? } else { self.find_run(count)? };
         for slot in start..start + count {
             self.owners[slot] = block.0;
@@ -162,5 +166,20 @@ mod tests {
         assert_eq!(slots.give_back(a, 3), None);
         slots.set_limit(12);
         assert_eq!((slots.free(), slots.used()), (11, 1));
+    }
+
+    /// Slots above a lowered limit were still leased while those below it were handed out anew: more than the budget
+    /// was in use.
+    #[test]
+    fn a_lowered_limit_holds_for_the_sum_of_what_is_used() {
+        let mut slots = Slots::new(4, 2);
+        let taken: Vec<SlotId> = (0..4).map(|b| slots.take(1, BlockId(b)).unwrap()).collect();
+        slots.set_limit(2);
+        slots.give_back(taken[0], 1);
+        assert_eq!((slots.take(1, BlockId(9)), slots.free()), (None, 0));
+        slots.give_back(taken[3], 1);
+        assert_eq!(slots.take(1, BlockId(9)), None);
+        slots.give_back(taken[2], 1);
+        assert_eq!(slots.take(1, BlockId(9)), Some(SlotId(0)));
     }
 }

@@ -1,1 +1,26 @@
-//! Skeleton.
+//! Virtual clock and modelled tiers that drive the real brain of overspill.
+//!
+//! Two uses. A [`World`] with chance and faults in it tests the brain: any number of interleavings by seed, every
+//! invariant checked after every event ([`random`]). A world without them answers what a model would do on a machine
+//! that one doesn't own.
+//!
+//! What it does not do: it moves no byte, knows no model format, and never asks for the time.
+#![forbid(unsafe_code)]
+
+mod actor;
+mod checker;
+mod faults;
+mod program;
+pub mod random;
+mod rng;
+mod router;
+mod wire;
+mod world;
+
+pub use checker::Violation;
+pub use faults::{BudgetChange, Faults, Slow, Stop};
+pub use program::{Choice, Figures, Mark, Passes, Program, ScheduleModel, Work};
+pub use rng::Rng;
+pub use router::{Habit, Router, RoutingTrace, TraceError};
+pub use wire::WireModel;
+pub use world::{Checks, Setup, Summary, World};

@@ -31,11 +31,14 @@ impl Brain {
             return;
         }
         let mut list = self.spare.pop().unwrap_or_default();
-        list.extend_from_slice(blocks);
         for &block in blocks {
-            self.claim(tier, block);
+            // A block named twice is needed once.
+            if !list.contains(&block) {
+                list.push(block);
+                self.claim(tier, block);
+            }
         }
-        let missing = blocks.iter().filter(|&&b| self.place(tier, b).state != State::Resident).count();
+        let missing = list.iter().filter(|&&b| self.place(tier, b).state != State::Resident).count();
         self.demands.push_back(Demand { ticket, tier, blocks: list, missing, assigned: false, deadline });
         if missing == 0 {
             self.finish_demand(self.demands.len() - 1, None);
@@ -46,33 +49,60 @@ impl Brain {
         if let Some(index) = self.demands.iter().position(|d| d.ticket == ticket)
             && let Some(demand) = self.demands.remove(index)
         {
-            self.drop_claims(demand);
+            let tier = demand.tier;
+            let blocks = self.drop_claims(demand);
+            self.not_awaited(tier, &blocks);
+            self.recycle(blocks);
             self.cancel_unwanted();
+        }
+    }
+
+    /// A demand's blocks that came, or still come, without being used: they must not count as brought ahead, or the
+    /// window would stay full of what nobody comes for.
+    fn not_awaited(&mut self, tier: TierId, blocks: &[BlockId]) {
+        let mut at = Some(tier);
+        while let Some(tier) = at {
+            for &block in blocks {
+                if self.place(tier, block).claims == 0 {
+                    self.not_ahead(tier, block);
+                }
+            }
+            at = self.tiers[tier.index()].parent;
         }
     }
 
     /// Ends a demand: granted, or failed with a reason.
     pub(crate) fn finish_demand(&mut self, index: usize, failure: Option<Refusal>) {
         let Some(demand) = self.demands.remove(index) else { return };
-        let ticket = demand.ticket;
+        let (ticket, tier) = (demand.ticket, demand.tier);
         match failure {
-            Some(reason) => self.out.push_back(Command::Fail { ticket, reason }),
+            Some(reason) => {
+                self.out.push_back(Command::Fail { ticket, reason });
+                let blocks = self.drop_claims(demand);
+                self.not_awaited(tier, &blocks);
+                self.recycle(blocks);
+            }
             None => {
                 for &block in &demand.blocks {
-                    self.mark_used(demand.tier, block);
+                    self.mark_used(tier, block);
                 }
                 self.out.push_back(Command::Grant { ticket });
+                let blocks = self.drop_claims(demand);
+                self.recycle(blocks);
             }
         }
-        self.drop_claims(demand);
     }
 
-    fn drop_claims(&mut self, mut demand: Demand) {
+    fn drop_claims(&mut self, demand: Demand) -> Vec<BlockId> {
         for &block in &demand.blocks {
             self.unclaim(demand.tier, block);
         }
-        demand.blocks.clear();
-        self.spare.push(demand.blocks);
+        demand.blocks
+    }
+
+    fn recycle(&mut self, mut blocks: Vec<BlockId>) {
+        blocks.clear();
+        self.spare.push(blocks);
     }
 
     /// Fails the demands that pins have kept waiting for too long.
@@ -155,15 +185,17 @@ impl Brain {
 
     /// The run of slots that costs least: it holds nothing that must stay, and as little as possible.
     fn victim_for_run(&self, tier: TierId, slots: usize, limit: Limit) -> Option<BlockId> {
-        if limit != Limit::Demand {
-            return None;
-        }
         let t = &self.tiers[tier.index()];
+        let may_go = |owner: BlockId| {
+            let kept = || t.kept.contains(owner.index());
+            self.could_go(tier, owner)
+                && (limit == Limit::Demand || !kept() && limit.allows(self.distance(tier, owner)))
+        };
         let mut best: Option<(usize, usize, usize)> = None;
         for window in t.slots.windows(slots) {
             let start = window.start;
             let owners = || window.clone().filter_map(|slot| t.slots.owner(slot));
-            if owners().all(|owner| self.could_go(tier, owner)) {
+            if owners().all(may_go) {
                 let kept = owners().filter(|owner| t.kept.contains(owner.index())).count();
                 let cost = (kept, owners().count(), start);
                 best = Some(best.map_or(cost, |best| best.min(cost)));
@@ -227,13 +259,17 @@ impl Brain {
     }
 
     pub(crate) fn budget_changed(&mut self, tier: TierId, bytes: u64) {
-        let all: u64 = self.blocks.iter().map(|b| u64::from(b.slots)).sum();
         let t = &mut self.tiers[tier.index()];
-        let mut slots = (bytes / self.slot_bytes).min(all) as usize;
-        // Memory is given back by whole slabs, so a lowered budget counts only whole ones.
-        if slots < t.slots.limit() {
-            slots = slots / t.slots.per_slab() * t.slots.per_slab();
+        if bytes == t.budget_bytes {
+            return;
         }
+        let per_slab = t.slots.per_slab() as u64;
+        let mut slots = bytes / self.slot_bytes;
+        // Memory is given back by whole slabs, so a lowered budget counts only whole ones.
+        if bytes < t.budget_bytes {
+            slots = slots / per_slab * per_slab;
+        }
+        let slots = slots.min(super::slots_useful(&self.blocks, per_slab as u32)) as usize;
         t.budget_bytes = bytes;
         t.slots.set_limit(slots);
         let empty: Vec<usize> = t.slots.empty_slabs_above_limit().collect();

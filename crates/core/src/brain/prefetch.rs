@@ -4,7 +4,7 @@
 use super::{Brain, State};
 use crate::config::Prefetch;
 use crate::evict::Limit;
-use crate::ids::{BlockId, TierId};
+use crate::ids::{BlockId, SequenceId, StepId, TierId};
 
 /// Absent uses that are looked at beyond one that cannot be moved yet (its disk's window is full, its parent has not
 /// got it): others may have a wire that idles.
@@ -15,15 +15,20 @@ impl Brain {
         if self.prefetch == Prefetch::Off {
             return;
         }
+        let mut nearest = 0;
         while self.tiers[tier.index()].awaiting.is_none() {
-            let Some((distance, block)) = self.nearest_movable(tier) else { return };
-            let Some(slot) = self.take_slot(tier, block, Limit::FurtherThan(distance)) else { return };
-            self.start_load(tier, block, slot, true);
+            let Some((distance, block)) = self.nearest_movable(tier, nearest) else { return };
+            match self.take_slot(tier, block, Limit::FurtherThan(distance)) {
+                Some(slot) => self.start_load(tier, block, slot, true),
+                // No run of slots can be freed for it; what needs a single slot shall not wait for that.
+                None if self.blocks[block.index()].slots > 1 => nearest = distance + 1,
+                None => return,
+            }
         }
     }
 
-    /// The absent block that is used soonest among those that could be moved now.
-    fn nearest_movable(&self, tier: TierId) -> Option<(u64, BlockId)> {
+    /// The absent block that is used soonest, in no fewer than `nearest` uses, among those that could be moved now.
+    fn nearest_movable(&self, tier: TierId, nearest: u64) -> Option<(u64, BlockId)> {
         let mut best: Option<(u64, BlockId)> = None;
         for registered in self.schedules.iter().flatten() {
             let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
@@ -42,11 +47,11 @@ impl Brain {
                         _ => break,
                     };
                     let distance = registered.distance_to(position, cursor.position);
-                    if best.is_some_and(|(nearest, _)| distance >= nearest) {
+                    if best.is_some_and(|(best, _)| distance >= best) {
                         break;
                     }
                     let block = registered.order[position];
-                    if self.movable(tier, block) {
+                    if distance >= nearest && self.movable(tier, block) {
                         best = Some((distance, block));
                         break;
                     }
@@ -59,7 +64,8 @@ impl Brain {
 
     fn movable(&self, tier: TierId, block: BlockId) -> bool {
         let t = &self.tiers[tier.index()];
-        if self.place(tier, block).state != State::Absent {
+        let place = self.place(tier, block);
+        if place.state != State::Absent || place.broken {
             return false;
         }
         let bytes = self.blocks[block.index()].bytes;
@@ -77,6 +83,36 @@ impl Brain {
         let window = self.tiers[tier.index()].window_bytes / 4;
         let ahead = *self.ahead_mut(tier, block);
         ahead == 0 || ahead + bytes <= window
+    }
+}
+
+/// A block that was brought because a sequence's step was expected to choose it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guess {
+    pub(crate) sequence: SequenceId,
+    pub(crate) step: StepId,
+    pub(crate) tier: TierId,
+    pub(crate) block: BlockId,
+}
+
+impl Brain {
+    /// A sequence has chosen at a step, or, if none is given, will not choose any more: what was guessed and not used
+    /// was wrong, and must not fill the window.
+    pub(crate) fn settle_guesses(&mut self, sequence: SequenceId, step: Option<StepId>) {
+        let mut at = 0;
+        while let Some(&guess) = self.guesses.get(at) {
+            if guess.sequence != sequence || step.is_some_and(|step| step != guess.step) {
+                at += 1;
+                continue;
+            }
+            self.guesses.swap_remove(at);
+            let place = self.place_mut(guess.tier, guess.block);
+            if place.expected && place.unused && place.claims == 0 {
+                self.governor.wasted();
+                self.not_ahead(guess.tier, guess.block);
+            }
+            self.place_mut(guess.tier, guess.block).expected = false;
+        }
     }
 }
 

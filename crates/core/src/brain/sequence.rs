@@ -10,6 +10,9 @@ impl Brain {
         let Some(registered) = &self.schedules[cursor.schedule] else { return };
         let Some(place) = registered.step(step).copied() else { return };
         let steps = registered.steps.len() as u32;
+        if step != cursor.step {
+            self.leave_step(cursor.schedule, cursor.step);
+        }
         let in_order = step == cursor.step || step.0 == (cursor.step.0 + 1) % steps;
         let position = place.start as usize;
         self.cursors[sequence.index()] = Some(Cursor { position, step, ..cursor });
@@ -19,7 +22,26 @@ impl Brain {
             self.mark_used(place.tier, block);
         }
         if !in_order {
-            self.cancel_unwanted();
+            self.settle_guesses(sequence, None);
+            self.forget_unwanted();
+        }
+    }
+
+    /// What was brought for a step into the tiers that feed it, and was not fetched from there (its demand may have
+    /// failed), no longer counts as brought ahead.
+    fn leave_step(&mut self, schedule: usize, step: StepId) {
+        let Some(registered) = &self.schedules[schedule] else { return };
+        let Some(&place) = registered.step(step) else { return };
+        let mut at = self.tiers[place.tier.index()].parent;
+        while let Some(tier) = at {
+            for position in place.start..place.end {
+                let Some(registered) = &self.schedules[schedule] else { return };
+                let block = registered.order[position as usize];
+                if self.place(tier, block).claims == 0 {
+                    self.not_ahead(tier, block);
+                }
+            }
+            at = self.tiers[tier.index()].parent;
         }
     }
 
@@ -31,6 +53,7 @@ impl Brain {
         if let Some(registered) = &self.schedules[cursor.schedule] {
             cursor.position = registered.positions(step).end;
         }
+        self.settle_guesses(sequence, Some(step));
     }
 
     pub(crate) fn touched(&mut self, tier: TierId, blocks: &[BlockId]) {
@@ -68,8 +91,12 @@ impl Brain {
             return;
         }
         for &block in blocks {
-            let state = self.place(tier, block).state;
-            if state != State::Absent || !self.demands.is_empty() || !self.room_to_speculate(tier, block) {
+            let place = self.place(tier, block);
+            if place.state != State::Absent
+                || place.broken
+                || !self.demands.is_empty()
+                || !self.room_to_speculate(tier, block)
+            {
                 continue;
             }
             if let Some(parent) = self.tiers[tier.index()].parent
@@ -84,6 +111,7 @@ impl Brain {
                 .or_else(|| self.take_slot(tier, block, crate::evict::Limit::FurtherThan(u64::MAX - 1)));
             if let Some(slot) = slot {
                 self.place_mut(tier, block).expected = true;
+                self.guesses.push(super::prefetch::Guess { sequence, step, tier, block });
                 self.start_load(tier, block, slot, true);
             }
         }

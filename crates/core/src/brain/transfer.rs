@@ -47,6 +47,10 @@ impl Transfers {
         self.free.len() == self.entries.len()
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Transfer> + Clone {
+        self.entries.iter().filter_map(|(_, transfer)| transfer.as_ref())
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (TransferId, &mut Transfer)> {
         self.entries.iter_mut().enumerate().filter_map(|(index, (generation, transfer))| {
             let id = TransferId(u64::from(*generation) << 32 | index as u64);
@@ -82,6 +86,10 @@ impl Brain {
         self.set_state(tier, block, State::Loading);
         let transfer = self.transfers.insert(Transfer { tier, block, cancelled: false });
         let slot = SlotId(self.place(tier, block).slot);
+        if let Some(parent) = self.tiers[tier.index()].parent {
+            // Its use begins, so the disk may bring the next.
+            self.mark_used(parent, block);
+        }
         self.out.push_back(match self.tiers[tier.index()].parent {
             None => Command::Read { transfer, block, tier, slot, speculative },
             Some(from) => {
@@ -95,9 +103,9 @@ impl Brain {
         let Some(Transfer { tier, block, .. }) = self.transfers.remove(transfer) else { return };
         let list = self.list_of(block);
         self.tiers[tier.index()].lru.touch(block.index(), list);
+        self.place_mut(tier, block).broken = false;
         self.set_state(tier, block, State::Resident);
         if let Some(parent) = self.tiers[tier.index()].parent {
-            self.mark_used(parent, block);
             self.unclaim(parent, block);
         }
         for index in 0..self.tiers[tier.index()].children.len() {
@@ -130,6 +138,7 @@ impl Brain {
         if let Some(parent) = self.tiers[tier.index()].parent {
             self.unclaim(parent, block);
         }
+        self.place_mut(tier, block).broken |= !cancelled;
         self.give_up(tier, block, tier, cancelled);
     }
 
@@ -156,6 +165,27 @@ impl Brain {
         }
     }
 
+    /// A cursor has gone, or gone elsewhere: what was brought for it must not count as brought ahead for the others.
+    pub(crate) fn forget_unwanted(&mut self) {
+        self.cancel_unwanted();
+        for tier in 0..self.tiers.len() {
+            for block in 0..self.blocks.len() {
+                let (tier, block) = (TierId(tier as u32), BlockId(block as u32));
+                let place = self.place(tier, block);
+                let surplus = || self.tiers[tier.index()].surplus.contains(block.index());
+                if place.unused && place.claims == 0 && (!self.soon(tier, block) || surplus()) {
+                    self.not_ahead(tier, block);
+                }
+            }
+        }
+    }
+
+    /// Whether a cursor will reach the block within twice the window.
+    fn soon(&self, tier: TierId, block: BlockId) -> bool {
+        let horizon = self.tiers[tier.index()].window_bytes / self.slot_bytes.max(1) + 1;
+        self.distance(tier, block).is_some_and(|distance| distance <= 2 * horizon)
+    }
+
     /// Asks to drop the transfers that nobody waits for and that no cursor will reach soon.
     pub(crate) fn cancel_unwanted(&mut self) {
         let mut unwanted = Vec::new();
@@ -165,9 +195,7 @@ impl Brain {
             }
         }
         for (id, Transfer { tier, block, .. }) in unwanted {
-            let horizon = self.tiers[tier.index()].window_bytes / self.slot_bytes.max(1) + 1;
-            let soon = self.distance(tier, block).is_some_and(|distance| distance <= 2 * horizon);
-            if self.place(tier, block).claims == 0 && !soon {
+            if self.place(tier, block).claims == 0 && !self.soon(tier, block) {
                 if let Some((_, transfer)) = self.transfers.iter_mut().find(|(other, _)| *other == id) {
                     transfer.cancelled = true;
                 }

@@ -1,0 +1,251 @@
+//! Which experts the steps of a mixture choose: by chance of several kinds, or as a recorded conversation did.
+
+use crate::rng::Rng;
+
+/// What choices look like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Habit {
+    /// Every expert as likely as every other. No cache beats its share of the experts.
+    #[default]
+    Uniform,
+    /// The k-th most popular expert of a layer comes k times less often than the first.
+    Zipf,
+    /// Each expert that the last token chose stays with this probability, in thousandths; the others are drawn.
+    Sticky {
+        /// Thousandths.
+        stay_milli: u16,
+    },
+    /// As recorded; starts over at the end.
+    Trace(RoutingTrace),
+}
+
+/// Recorded choices: for each token, for each layer, the experts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoutingTrace {
+    /// Layers.
+    pub layers: usize,
+    tokens: Vec<Vec<Vec<u32>>>,
+}
+
+/// A trace that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// A column is not there.
+    #[error("the trace's header names no column '{column}'")]
+    NoColumn {
+        /// Which.
+        column: &'static str,
+    },
+    /// A line that is no record.
+    #[error("line {line} of the trace: '{text}' is no number for column '{column}'")]
+    NotANumber {
+        /// Counted from 1.
+        line: usize,
+        /// Which.
+        column: &'static str,
+        /// What stands there.
+        text: String,
+    },
+    /// No record of a generated token.
+    #[error("the trace holds no record with phase 1 (decode)")]
+    Empty,
+    /// A number beyond any model's.
+    #[error("line {line} of the trace: {value} is too large for column '{column}'")]
+    TooLarge {
+        /// Counted from 1.
+        line: usize,
+        /// Which.
+        column: &'static str,
+        /// What stands there.
+        value: u64,
+    },
+}
+
+const LAYERS_MAX: u64 = 4096;
+const EXPERTS_MAX: u64 = 65_536;
+
+impl RoutingTrace {
+    /// Reads a CSV with at least the columns `turn`, `phase` (1: decode; others are left out), `step`, `layer` and
+    /// `expert`, one choice a line. Lines that begin with `#` are comments.
+    ///
+    /// # Errors
+    /// A column that is missing, a field that is no number, or no record at all.
+    pub fn parse(text: &str) -> Result<Self, TraceError> {
+        let mut lines = text.lines().enumerate().filter(|(_, l)| !l.starts_with('#') && !l.trim().is_empty());
+        let header: Vec<&str> = lines.next().map(|(_, l)| l.split(',').map(str::trim).collect()).unwrap_or_default();
+        let column = |name: &'static str| {
+            header.iter().position(|h| *h == name).ok_or(TraceError::NoColumn { column: name }).map(|at| (name, at))
+        };
+        let columns = [column("turn")?, column("phase")?, column("step")?, column("layer")?, column("expert")?];
+        let (mut trace, mut token) = (Self::default(), None);
+        for (index, line) in lines {
+            let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+            let mut numbers = [0u64; 5];
+            for (number, (column, at)) in numbers.iter_mut().zip(columns) {
+                let field = fields.get(at).copied().unwrap_or_default();
+                let bad = || TraceError::NotANumber { line: index + 1, column, text: field.chars().take(40).collect() };
+                *number = field.parse().map_err(|_| bad())?;
+            }
+            let [turn, phase, step, layer, expert] = numbers;
+            for (value, max, column) in [(layer, LAYERS_MAX, "layer"), (expert, EXPERTS_MAX, "expert")] {
+                if value >= max {
+                    return Err(TraceError::TooLarge { line: index + 1, column, value });
+                }
+            }
+            if phase != 1 {
+                continue;
+            }
+            if token != Some((turn, step)) {
+                token = Some((turn, step));
+                trace.tokens.push(Vec::new());
+            }
+            trace.layers = trace.layers.max(layer as usize + 1);
+            if let Some(layers) = trace.tokens.last_mut() {
+                layers.resize(layers.len().max(layer as usize + 1), Vec::new());
+                layers[layer as usize].push(expert as u32);
+            }
+        }
+        if trace.tokens.is_empty() { Err(TraceError::Empty) } else { Ok(trace) }
+    }
+
+    /// Tokens recorded.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// Draws the choices of one sequence.
+#[derive(Clone, Debug)]
+pub struct Router {
+    habit: Habit,
+    rng: Rng,
+    /// For each layer: what it chose last, how often it has chosen, and its experts by popularity.
+    layers: Vec<Layer>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Layer {
+    last: Vec<u32>,
+    turns: usize,
+    by_popularity: Vec<u32>,
+    cumulated: Vec<u64>,
+}
+
+impl Router {
+    /// A router of a habit.
+    #[must_use]
+    pub fn new(habit: Habit, seed: u64) -> Self {
+        Self { habit, rng: Rng::new(seed), layers: Vec::new() }
+    }
+
+    /// Chooses `pick` different experts of `experts` for a layer, in ascending order.
+    pub fn choose(&mut self, layer: usize, experts: u32, pick: u32, chosen: &mut Vec<u32>) {
+        chosen.clear();
+        let pick = pick.min(experts) as usize;
+        if self.layers.len() <= layer {
+            self.layers.resize(layer + 1, Layer::default());
+        }
+        let state = &mut self.layers[layer];
+        let turn = state.turns;
+        state.turns += 1;
+        match &self.habit {
+            Habit::Trace(trace) if trace.layers > 0 => {
+                let recorded = &trace.tokens[turn % trace.tokens.len()];
+                let recorded = recorded.get(layer % trace.layers).map(Vec::as_slice).unwrap_or_default();
+                add_distinct(chosen, recorded.iter().map(|e| e % experts), pick);
+            }
+            Habit::Sticky { stay_milli } => {
+                let kept = state.last.iter().filter(|_| self.rng.chance(u64::from(*stay_milli)));
+                add_distinct(chosen, kept.copied().filter(|e| *e < experts), pick);
+            }
+            _ => {}
+        }
+        let zipf = self.habit == Habit::Zipf;
+        if zipf && state.cumulated.len() != experts as usize {
+            state.by_popularity = (0..experts).collect();
+            self.rng.shuffle(&mut state.by_popularity, experts as usize);
+            let weights = (1..=u64::from(experts)).scan(0u64, |sum, k| {
+                *sum += (1 << 32) / k;
+                Some(*sum)
+            });
+            state.cumulated = weights.collect();
+        }
+        let mut misses = 0;
+        while chosen.len() < pick {
+            let drawn = if zipf {
+                let at = self.rng.below(state.cumulated.last().copied().unwrap_or(1));
+                state.by_popularity[state.cumulated.partition_point(|&c| c <= at)]
+            } else {
+                self.rng.below(u64::from(experts)) as u32
+            };
+            if !chosen.contains(&drawn) {
+                chosen.push(drawn);
+            } else {
+                misses += 1;
+                if misses > 16 * pick {
+                    add_distinct(chosen, 0..experts, pick);
+                }
+            }
+        }
+        chosen.sort_unstable();
+        state.last.clone_from(chosen);
+    }
+}
+
+fn add_distinct(to: &mut Vec<u32>, from: impl Iterator<Item = u32>, at_most: usize) {
+    for item in from {
+        if to.len() < at_most && !to.contains(&item) {
+            to.push(item);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn shares(habit: Habit) -> (usize, usize) {
+        let (mut router, mut chosen, mut count) = (Router::new(habit, 3), Vec::new(), vec![0usize; 64]);
+        let (mut before, mut stayed) = (Vec::new(), 0);
+        for _ in 0..1000 {
+            router.choose(0, 64, 4, &mut chosen);
+            assert!(chosen.len() == 4 && chosen.is_sorted_by(|a, b| a < b));
+            stayed += chosen.iter().filter(|c| before.contains(*c)).count();
+            chosen.iter().for_each(|&c| count[c as usize] += 1);
+            before.clone_from(&chosen);
+        }
+        (count.into_iter().max().unwrap(), stayed)
+    }
+
+    #[test]
+    fn habits_differ_as_their_names_say() {
+        let (uniform, stays) = shares(Habit::Uniform);
+        assert!(uniform < 110 && stays < 400, "{uniform} {stays}");
+        assert!(shares(Habit::Zipf).0 > 500);
+        assert!(shares(Habit::Sticky { stay_milli: 700 }).1 > 2600);
+    }
+
+    #[test]
+    fn traces_are_followed_and_checked() {
+        let csv =
+            "# made by hand\nturn,phase,step,layer,slot,expert\n0,0,0,0,0,9\n0,1,0,0,0,3\n0,1,0,1,0,4\n0,1,1,0,0,5\n";
+        let trace = RoutingTrace::parse(csv).unwrap();
+        assert_eq!((trace.tokens(), trace.layers), (2, 2));
+        let (mut router, mut chosen) = (Router::new(Habit::Trace(trace), 1), Vec::new());
+        for expected in [3, 5, 3] {
+            router.choose(0, 8, 1, &mut chosen);
+            assert_eq!(chosen, [expected]);
+        }
+        let parse = |text: &str| RoutingTrace::parse(text).unwrap_err();
+        assert_eq!(parse("turn,phase,step,layer\n"), TraceError::NoColumn { column: "expert" });
+        let header = "turn,phase,step,layer,expert\n";
+        assert!(matches!(parse(&format!("{header}0,1,0,x,3")), TraceError::NotANumber { line: 2, .. }));
+        assert!(matches!(parse(&format!("{header}0,1,0,99999999,3")), TraceError::TooLarge { .. }));
+        assert_eq!(parse(header), TraceError::Empty);
+    }
+}
