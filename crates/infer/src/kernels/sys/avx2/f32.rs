@@ -1,8 +1,9 @@
 //! Weights against f32 activations: four rows at a time for few tokens, register tiles over a decoded panel for many.
 
-use super::super::super::blocks::{Decode, decode_all};
+use super::super::super::blocks::Floor;
 use super::super::super::input::{Input, LANES};
 use super::super::columns::Out;
+use super::q8::{Simd32, Simd256, prefetch};
 use super::sum_lanes;
 use core::arch::x86_64::*;
 use core::cell::RefCell;
@@ -19,37 +20,142 @@ pub(super) trait Source {
     const GROUP_BYTES: usize;
     /// Decodes `out.len()` elements, whole groups.
     unsafe fn decode(bytes: &[u8], out: &mut [f32]);
-    /// Adds the lane-wise products of `R` rows with `x`, `x` padded to whole lanes and rows of equal length.
-    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], x: &[f32], lanes: &mut [__m256; R]);
+    /// Adds the lane-wise products of `R` rows with `x`, `x` padded to whole lanes and rows of equal length. Meanwhile
+    /// as many bytes are fetched from `ahead` on.
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], ahead: *const u8, x: &[f32], lanes: &mut [__m256; R]);
 }
 
-/// Types decoded to a small buffer that stays in the first-level cache.
-pub(super) struct ViaBuffer<D>(PhantomData<D>);
+/// Types of 32 elements a group, decoded in registers.
+pub(super) struct By32<Q>(PhantomData<Q>);
+/// Types of 256 elements a group, decoded in registers.
+pub(super) struct By256<Q>(PhantomData<Q>);
 
-/// Elements of that buffer.
-const BUFFER: usize = 256;
+/// 32 bytes as 32 floats, `offset` taken off first.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn to_floats(bytes: __m256i, offset: u8) -> [__m256; 4] {
+    let signed = _mm256_sub_epi8(bytes, _mm256_set1_epi8(offset as i8));
+    let (low, high) = (_mm256_castsi256_si128(signed), _mm256_extracti128_si256::<1>(signed));
+    [low, _mm_unpackhi_epi64(low, low), high, _mm_unpackhi_epi64(high, high)]
+        .map(|eight| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)))
+}
 
-impl<D: Decode> Source for ViaBuffer<D> {
-    const ELEMENTS: usize = D::ELEMENTS;
-    const GROUP_BYTES: usize = D::GROUP_BYTES;
+/// Adds the products of 32 weights and activations to the lanes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_run(weights: [__m256; 4], x: &[f32], lanes: &mut __m256) {
+    for (weights, x) in weights.into_iter().zip(x[..32].chunks_exact(LANES)) {
+        // SAFETY: `x` is 8 floats.
+        *lanes = _mm256_fmadd_ps(weights, unsafe { _mm256_loadu_ps(x.as_ptr()) }, *lanes);
+    }
+}
+
+/// Stores 32 weights.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn store_run(weights: [__m256; 4], out: &mut [f32]) {
+    for (weights, out) in weights.into_iter().zip(out[..32].chunks_exact_mut(LANES)) {
+        // SAFETY: `out` is 8 floats.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), weights) };
+    }
+}
+
+impl<Q: Simd32> By32<Q> {
+    /// # Safety
+    /// AVX2, FMA and F16C; `group` is a group.
+    #[inline(always)]
+    unsafe fn weights(group: &[u8]) -> [__m256; 4] {
+        let (scale, min) = Q::scales(group);
+        // SAFETY: by this function's contract.
+        unsafe {
+            let (scale, min) = (_mm256_set1_ps(scale), _mm256_set1_ps(min));
+            // The product is exact, so fusing changes nothing.
+            to_floats(Q::bytes(group), Q::OFFSET)
+                .map(|q| if Q::HAS_MIN { _mm256_fmadd_ps(q, scale, min) } else { _mm256_mul_ps(q, scale) })
+        }
+    }
+}
+
+impl<Q: Simd32> Source for By32<Q> {
+    const ELEMENTS: usize = 32;
+    const GROUP_BYTES: usize = Q::BYTES;
 
     #[inline(always)]
     unsafe fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode_all::<D>(bytes, out);
+        for (group, out) in bytes.chunks_exact(Q::BYTES).zip(out.chunks_exact_mut(32)) {
+            // SAFETY: features by the trait's contract.
+            unsafe { store_run(Self::weights(group), out) };
+        }
     }
 
     #[inline(always)]
-    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], x: &[f32], lanes: &mut [__m256; R]) {
-        let step = BUFFER / D::ELEMENTS * D::GROUP_BYTES;
-        let mut buffer = [0.0; BUFFER];
-        for (chunk, x) in x.chunks(BUFFER).enumerate() {
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], ahead: *const u8, x: &[f32], lanes: &mut [__m256; R]) {
+        for (g, x) in x.chunks_exact(32).enumerate() {
+            prefetch(ahead.wrapping_add(R * g * Q::BYTES), R * Q::BYTES);
             for (row, lanes) in rows.iter().zip(lanes.iter_mut()) {
-                let start = chunk * step;
-                decode_all::<D>(&row[start..row.len().min(start + step)], &mut buffer[..x.len()]);
-                for (w, x) in buffer[..x.len()].chunks_exact(LANES).zip(x.chunks_exact(LANES)) {
-                    // SAFETY: both slices have 8 floats; FMA by the trait's contract.
-                    *lanes =
-                        unsafe { _mm256_fmadd_ps(_mm256_loadu_ps(w.as_ptr()), _mm256_loadu_ps(x.as_ptr()), *lanes) };
+                // SAFETY: features by the trait's contract.
+                unsafe { add_run(Self::weights(&row[g * Q::BYTES..(g + 1) * Q::BYTES]), x, lanes) };
+            }
+        }
+    }
+}
+
+impl<Q: Simd256> By256<Q> {
+    /// Scale and minimum of each 16 elements.
+    #[inline(always)]
+    fn scales(group: &[u8]) -> ([f32; 16], [f32; 16]) {
+        let all = Q::scales(group);
+        (all.sub.map(|sub| all.scale * f32::from(sub)), all.min.map(|min| all.min_scale * f32::from(min)))
+    }
+
+    /// Weights `32 * run..32 * run + 32`.
+    ///
+    /// # Safety
+    /// AVX2, FMA and F16C; `group` is a group.
+    #[inline(always)]
+    unsafe fn weights(group: &[u8], run: usize, scales: &[f32; 16], mins: &[f32; 16]) -> [__m256; 4] {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let offset = if Q::FLOOR == Floor::Offset32 { 32 } else { 0 };
+            let mut weights = to_floats(Q::bytes(group, run), offset);
+            for (i, weights) in weights.iter_mut().enumerate() {
+                let (scale, min) = (_mm256_set1_ps(scales[2 * run + i / 2]), _mm256_set1_ps(mins[2 * run + i / 2]));
+                *weights = match Q::FLOOR {
+                    // The product is exact, so fusing changes nothing.
+                    Floor::Minimum => _mm256_fmsub_ps(*weights, scale, min),
+                    Floor::Offset32 => _mm256_mul_ps(*weights, scale),
+                };
+            }
+            weights
+        }
+    }
+}
+
+impl<Q: Simd256> Source for By256<Q> {
+    const ELEMENTS: usize = 256;
+    const GROUP_BYTES: usize = Q::BYTES;
+
+    #[inline(always)]
+    unsafe fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (group, out) in bytes.chunks_exact(Q::BYTES).zip(out.chunks_exact_mut(256)) {
+            let (scales, mins) = Self::scales(group);
+            for (run, out) in out.chunks_exact_mut(32).enumerate() {
+                // SAFETY: features by the trait's contract.
+                unsafe { store_run(Self::weights(group, run, &scales, &mins), out) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], ahead: *const u8, x: &[f32], lanes: &mut [__m256; R]) {
+        for (g, x) in x.chunks_exact(256).enumerate() {
+            prefetch(ahead.wrapping_add(R * g * Q::BYTES), R * Q::BYTES);
+            for (row, lanes) in rows.iter().zip(lanes.iter_mut()) {
+                let group = &row[g * Q::BYTES..(g + 1) * Q::BYTES];
+                let (scales, mins) = Self::scales(group);
+                for (run, x) in x.chunks_exact(32).enumerate() {
+                    // SAFETY: features by the trait's contract.
+                    unsafe { add_run(Self::weights(group, run, &scales, &mins), x, lanes) };
                 }
             }
         }
@@ -130,11 +236,14 @@ impl<L: Lanes> Source for L {
     }
 
     #[inline(always)]
-    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], x: &[f32], lanes: &mut [__m256; R]) {
+    unsafe fn add_products<const R: usize>(rows: [&[u8]; R], ahead: *const u8, x: &[f32], lanes: &mut [__m256; R]) {
         let wide = LANES * L::BYTES;
         let whole = rows[0].len() / wide;
         assert!(rows.iter().all(|row| row.len() == rows[0].len()) && x.len() >= whole * LANES);
         for i in 0..whole {
+            if i % 4 == 0 {
+                prefetch(ahead.wrapping_add(i * wide * R), 4 * wide * R);
+            }
             // SAFETY: element 8 i + 7 of `x` and of every row exist, by the assertion.
             unsafe {
                 let x = _mm256_loadu_ps(x.as_ptr().add(i * LANES));
@@ -175,9 +284,11 @@ fn rows_direct<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<
     while row + R <= rows {
         let strip: [&[u8]; R] = core::array::from_fn(|r| row_at(row + r));
         for token in 0..x.batch() {
+            // Rows side by side make streams too short for the processor to foresee.
+            let ahead = weights.as_ptr().wrapping_add((if token == 0 { row + R } else { row }) * row_bytes);
             let mut lanes = [_mm256_setzero_ps(); R];
             // SAFETY: this function has the features.
-            unsafe { S::add_products(strip, x.f32(token), &mut lanes) };
+            unsafe { S::add_products(strip, ahead, x.f32(token), &mut lanes) };
             for (out, lanes) in out.get(token, row, R).iter_mut().zip(lanes) {
                 *out = sum_lanes(lanes);
             }
@@ -188,7 +299,7 @@ fn rows_direct<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<
         for token in 0..x.batch() {
             let mut lanes = [_mm256_setzero_ps()];
             // SAFETY: this function has the features.
-            unsafe { S::add_products([row_at(row)], x.f32(token), &mut lanes) };
+            unsafe { S::add_products([row_at(row)], weights.as_ptr(), x.f32(token), &mut lanes) };
             out.get(token, row, 1)[0] = sum_lanes(lanes[0]);
         }
     }
@@ -249,6 +360,9 @@ fn strip<S: Source>(weights: &[u8], (first, n): (usize, usize), x: &Input, scrat
         }
         for token in (0..batch).step_by(TILE_TOKENS) {
             let sums = &mut sums[token * PANEL_ROWS * LANES..];
+            for token in token + TILE_TOKENS..batch.min(token + 2 * TILE_TOKENS) {
+                prefetch(x.f32(token)[start..].as_ptr().cast(), 4 * padded);
+            }
             let x = |t: usize| &x.f32(token + t)[start..start + padded];
             match batch - token {
                 1 => tiles::<1>(&scratch.panel, n, [x(0)], sums),

@@ -8,12 +8,12 @@ pub(in super::super) mod ops;
 mod packed;
 mod q8;
 
-use super::super::blocks::{self, By32, By256};
+use super::super::blocks;
 use super::super::input::{self, Input, Kind};
 use super::super::table::{Kernels, Table};
 use super::columns::Out;
 use core::arch::x86_64::*;
-use f32::{Source, ViaBuffer};
+use f32::{By32, By256, Source};
 use q8::{Simd32, Simd256};
 
 /// Whether this machine has what these kernels need.
@@ -45,11 +45,11 @@ const fn float<S: Source>() -> Kernels {
 }
 
 const fn by32<Q: Simd32>() -> Kernels {
-    Kernels { decode: decode::<ViaBuffer<By32<Q>>>, f32: rows_f32::<ViaBuffer<By32<Q>>>, q8: rows32::<Q> }
+    Kernels { decode: decode::<By32<Q>>, f32: rows_f32::<By32<Q>>, q8: rows32::<Q> }
 }
 
 const fn by256<Q: Simd256>() -> Kernels {
-    Kernels { decode: decode::<ViaBuffer<By256<Q>>>, f32: rows_f32::<ViaBuffer<By256<Q>>>, q8: rows256::<Q> }
+    Kernels { decode: decode::<By256<Q>>, f32: rows_f32::<By256<Q>>, q8: rows256::<Q> }
 }
 
 fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {

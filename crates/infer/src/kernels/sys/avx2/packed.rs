@@ -2,12 +2,12 @@
 //! each row side by side, and then meet three tokens at a time in registers.
 //!
 //! A lane is a row here too, so integer sums need no reduction across lanes, and 16-bit sums are widened only when
-//! they might overflow. The sums are those of `q8.rs`, added in the same order: the same bits. What is unpacked comes
-//! from `blocks.rs`, so a new type needs nothing here.
+//! they might overflow. The sums are those of `q8.rs`, added in the same order: the same bits. A new type needs nothing here.
 
 use super::super::super::blocks::{Floor, Group32, Group256};
-use super::super::super::input::Input;
+use super::super::super::input::{Input, Token32};
 use super::super::columns::Out;
+use super::q8::{Simd32, Simd256, prefetch};
 use core::arch::x86_64::*;
 use core::cell::RefCell;
 
@@ -69,14 +69,20 @@ impl Scratch {
     }
 }
 
+/// 32 bytes of each of eight rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn loaded(rows: &[[u8; 32]; 8]) -> [__m256i; 8] {
+    core::array::from_fn(|r| {
+        // SAFETY: 32 bytes are readable.
+        unsafe { _mm256_loadu_si256(rows[r].as_ptr().cast()) }
+    })
+}
+
 /// Word `w` of each of eight rows becomes register `w`: lane = row.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn transpose(rows: &[[u8; 32]; 8]) -> [__m256i; 8] {
-    let v: [__m256i; 8] = core::array::from_fn(|r| {
-        // SAFETY: 32 bytes are readable.
-        unsafe { _mm256_loadu_si256(rows[r].as_ptr().cast()) }
-    });
+fn transpose(v: [__m256i; 8]) -> [__m256i; 8] {
     let pairs = |a: usize| (_mm256_unpacklo_epi32(v[a], v[a + 1]), _mm256_unpackhi_epi32(v[a], v[a + 1]));
     let (low0, high0) = pairs(0);
     let (low2, high2) = pairs(2);
@@ -145,6 +151,18 @@ fn strips(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>, multiply: i
     });
 }
 
+/// Asks for the activations of the next tile: each token's are a stream too short for the processor to foresee.
+#[inline(always)]
+fn fetch(words: &[i32], first: usize, n: usize) {
+    prefetch(words[first..first + n].as_ptr().cast(), 4 * n);
+}
+
+/// A token's activations as the panel wants them.
+#[inline(always)]
+fn tile32_words<Q: Group32>(x: Token32<'_>) -> &[i32] {
+    if is_narrow(Q::UNSIGNED_MAX) { x.words() } else { x.wide_words() }
+}
+
 /// Whether unsigned integers of this size are kept as bytes; wider ones (Q8_0) are signed and 16 bits wide.
 const fn is_narrow(unsigned_max: u8) -> bool {
     unsigned_max <= 63
@@ -167,7 +185,7 @@ const fn steps_before_widening(unsigned_max: u8) -> usize {
 
 /// Rows of a 32-element type against all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn rows32<Q: Group32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     let groups = x.cols() / 32;
     let step = PANEL / (steps32::<Q>() * HALVES);
     strips(weights, rows, x, out, |strip, scratch| {
@@ -177,6 +195,10 @@ pub(super) fn rows32<Q: Group32>(weights: &[u8], rows: usize, x: &Input, out: &m
                 pack32::<Q>(strip, first + g, g, scratch);
             }
             for token in (0..x.batch()).step_by(TILE) {
+                let words = steps32::<Q>();
+                for token in token + TILE..x.batch().min(token + 2 * TILE) {
+                    fetch(tile32_words::<Q>(x.group32(token)), first * words, n * words);
+                }
                 match x.batch() - token {
                     1 => tile32::<Q, 1>(scratch, x, token, first, n),
                     2 => tile32::<Q, 2>(scratch, x, token, first, n),
@@ -189,35 +211,31 @@ pub(super) fn rows32<Q: Group32>(weights: &[u8], rows: usize, x: &Input, out: &m
 
 /// Unpacks group `group` of sixteen rows to place `at` of the panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn pack32<Q: Group32>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut Scratch) {
+fn pack32<Q: Simd32>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut Scratch) {
     let steps = steps32::<Q>();
     let place = &mut scratch.weights[at * steps * HALVES..(at + 1) * steps * HALVES];
     for half in 0..HALVES {
         let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
-        let mut bytes = [[0; 32]; 8];
+        let mut bytes = [_mm256_setzero_si256(); 8];
         for lane in 0..8 {
             let group = strip.group(half, lane, group, Q::BYTES);
             (scales[lane], mins[lane]) = Q::scales(group);
-            Q::unsigned(group, &mut bytes[lane]);
+            // SAFETY: this function has AVX2, and `group` is a group.
+            bytes[lane] = unsafe { Q::bytes(group) };
         }
         scratch.scales[at][half] = floats(&scales);
         scratch.mins[at][half] = floats(&mins);
         if is_narrow(Q::UNSIGNED_MAX) {
-            for (step, words) in transpose(&bytes).into_iter().enumerate() {
+            for (step, words) in transpose(bytes).into_iter().enumerate() {
                 place[step * HALVES + half] = words;
             }
             continue;
         }
-        for part in 0..2 {
-            let mut wide = [[0; 32]; 8];
-            for (wide, bytes) in wide.iter_mut().zip(&bytes) {
-                for (wide, &q) in wide.chunks_exact_mut(2).zip(&bytes[16 * part..]) {
-                    wide.copy_from_slice(&(i16::from(q) - i16::from(Q::OFFSET)).to_le_bytes());
-                }
-            }
-            for (step, words) in transpose(&wide).into_iter().enumerate() {
-                place[(8 * part + step) * HALVES + half] = words;
-            }
+        let signed = bytes.map(|bytes| _mm256_sub_epi8(bytes, _mm256_set1_epi8(Q::OFFSET as i8)));
+        let low = signed.map(|q| _mm256_cvtepi8_epi16(_mm256_castsi256_si128(q)));
+        let high = signed.map(|q| _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(q)));
+        for (step, words) in transpose(low).into_iter().chain(transpose(high)).enumerate() {
+            place[step * HALVES + half] = words;
         }
     }
 }
@@ -227,11 +245,8 @@ fn pack32<Q: Group32>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut 
 fn tile32<Q: Group32, const T: usize>(scratch: &mut Scratch, x: &Input, token: usize, first: usize, n: usize) {
     let steps = steps32::<Q>();
     let tokens: [_; T] = core::array::from_fn(|t| x.group32(token + t));
-    let words: [&[i32]; T] = core::array::from_fn(|t| {
-        let x = tokens[t];
-        let words: &[i32] = if is_narrow(Q::UNSIGNED_MAX) { x.words() } else { x.wide_words() };
-        &words[first * steps..(first + n) * steps]
-    });
+    let words: [&[i32]; T] =
+        core::array::from_fn(|t| &tile32_words::<Q>(tokens[t])[first * steps..(first + n) * steps]);
     let panel = &scratch.weights[..n * steps * HALVES];
     let mut sums: [[__m256; HALVES]; T] = core::array::from_fn(|t| scratch.sums[token + t]);
     for g in 0..n {
@@ -301,7 +316,7 @@ fn add_narrow<const T: usize>(
 
 /// Rows of a 256-element type against all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn rows256<Q: Group256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     let groups = x.cols() / 256;
     let step = PANEL / (64 * HALVES);
     strips(weights, rows, x, out, |strip, scratch| {
@@ -311,6 +326,9 @@ pub(super) fn rows256<Q: Group256>(weights: &[u8], rows: usize, x: &Input, out: 
                 pack256::<Q>(strip, first + g, g, scratch);
             }
             for token in (0..x.batch()).step_by(TILE) {
+                for token in token + TILE..x.batch().min(token + 2 * TILE) {
+                    fetch(x.group256(token).words(), first * 64, n * 64);
+                }
                 match x.batch() - token {
                     1 => tile256::<Q, 1>(scratch, x, token, first, n),
                     2 => tile256::<Q, 2>(scratch, x, token, first, n),
@@ -323,10 +341,9 @@ pub(super) fn rows256<Q: Group256>(weights: &[u8], rows: usize, x: &Input, out: 
 
 /// Unpacks group `group` of sixteen rows to place `at` of the panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn pack256<Q: Group256>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut Scratch) {
+fn pack256<Q: Simd256>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut Scratch) {
     for half in 0..HALVES {
         let (mut scales, mut min_scales) = ([0.0; 8], [0.0; 8]);
-        let mut bytes = [[[0; 32]; 8]; 8];
         let (mut subs, mut mins) = ([[[0; 32]; 8]; 2], [[0; 32]; 8]);
         for lane in 0..8 {
             let group = strip.group(half, lane, group, Q::BYTES);
@@ -337,25 +354,25 @@ fn pack256<Q: Group256>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mu
                 subs[j / 8][lane][4 * (j % 8)..4 * (j % 8) + 4].copy_from_slice(&twice.to_le_bytes());
                 mins[lane][2 * j..2 * j + 2].copy_from_slice(&min.to_le_bytes());
             }
-            let mut unsigned = [0; 256];
-            Q::unsigned(group, &mut unsigned);
-            for (run, unsigned) in bytes.iter_mut().zip(unsigned.chunks_exact(32)) {
-                run[lane].copy_from_slice(unsigned);
-            }
         }
         scratch.scales[at][half] = floats(&scales);
         scratch.mins[at][half] = floats(&min_scales);
-        for (run, bytes) in bytes.iter().enumerate() {
+        for run in 0..8 {
+            let mut bytes = [_mm256_setzero_si256(); 8];
+            for (lane, bytes) in bytes.iter_mut().enumerate() {
+                // SAFETY: this function has AVX2, and this is a group.
+                *bytes = unsafe { Q::bytes(strip.group(half, lane, group, Q::BYTES), run) };
+            }
             for (step, words) in transpose(bytes).into_iter().enumerate() {
                 scratch.weights[((at * 8 + run) * 8 + step) * HALVES + half] = words;
             }
         }
         for (part, subs) in subs.iter().enumerate() {
-            for (j, words) in transpose(subs).into_iter().enumerate() {
+            for (j, words) in transpose(loaded(subs)).into_iter().enumerate() {
                 scratch.subs[at * 16 + 8 * part + j][half] = words;
             }
         }
-        for (j, words) in transpose(&mins).into_iter().enumerate() {
+        for (j, words) in transpose(loaded(&mins)).into_iter().enumerate() {
             scratch.sub_mins[at * 8 + j][half] = words;
         }
     }

@@ -12,25 +12,37 @@ use core::arch::x86_64::*;
 /// Rows at once: the lanes of a register.
 const ROWS: usize = 8;
 
-/// A type of 32 elements a group, with its products by SIMD.
+/// A type of 32 elements a group, unpacked by SIMD.
 ///
 /// # Safety
-/// `products` needs AVX2; it is `inline(always)` and belongs inside a function that enables it. `group` has
+/// The functions need AVX2; they are `inline(always)` and belong inside a function that enables it. `group` has
 /// [`Group32::BYTES`] bytes.
 pub(super) trait Simd32: Group32 {
     /// Whether `products` gives sixteen 16-bit sums of q + OFFSET times x, instead of eight 32-bit sums of q times x.
-    const NARROW: bool;
+    const NARROW: bool = true;
+
+    /// The integers of a group: q + OFFSET, as [`Group32::unsigned`].
+    unsafe fn bytes(group: &[u8]) -> __m256i;
+
     /// Sums of adjacent products with 32 activations.
-    unsafe fn products(group: &[u8], x: __m256i) -> __m256i;
+    #[inline(always)]
+    unsafe fn products(group: &[u8], x: __m256i) -> __m256i {
+        // SAFETY: AVX2 by the trait's contract.
+        unsafe { _mm256_maddubs_epi16(Self::bytes(group), x) }
+    }
 }
 
-/// A type of 256 elements a group, with its products by SIMD.
+/// A type of 256 elements a group, unpacked by SIMD.
 ///
 /// # Safety
-/// `products` needs AVX2, `group` has [`Group256::BYTES`] bytes, and 256 bytes are readable at `x`.
+/// The functions need AVX2, `group` has [`Group256::BYTES`] bytes, and 256 bytes are readable at `x`.
 pub(super) trait Simd256: Group256 {
     /// Where in a group the scale is; the scale of minima follows it.
     const SCALE_AT: usize;
+
+    /// Integers `32 * run..32 * run + 32` of a group.
+    unsafe fn bytes(group: &[u8], run: usize) -> __m256i;
+
     /// Eight sums of sub-scale times q times x, and eight of sub-minimum times `sums` (for [`Floor::Offset32`] already
     /// taken off the first).
     unsafe fn products(group: &[u8], x: *const i8, sums: __m256i) -> (__m256i, __m256i);
@@ -42,8 +54,8 @@ pub(super) trait Simd256: Group256 {
 fn nibbles(packed: &[u8; 16]) -> __m256i {
     // SAFETY: 16 bytes are readable.
     let packed = unsafe { _mm_loadu_si128(packed.as_ptr().cast()) };
-    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
-    _mm256_and_si256(both, _mm256_set1_epi8(15))
+    let shifted = _mm256_srlv_epi32(_mm256_broadcastsi128_si256(packed), _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+    _mm256_and_si256(shifted, _mm256_set1_epi8(15))
 }
 
 /// 32 bits as 32 bytes: 16 for a one, 0 for a zero.
@@ -69,11 +81,10 @@ fn bytes_at<const N: usize>(group: &[u8], at: usize) -> &[u8; N] {
 macro_rules! narrow {
     ($type:ty, $group:ident => $q:expr) => {
         impl Simd32 for $type {
-            const NARROW: bool = true;
             #[inline(always)]
-            unsafe fn products($group: &[u8], x: __m256i) -> __m256i {
+            unsafe fn bytes($group: &[u8]) -> __m256i {
                 // SAFETY: AVX2 by the trait's contract.
-                unsafe { _mm256_maddubs_epi16($q, x) }
+                unsafe { $q }
             }
         }
     };
@@ -86,11 +97,18 @@ narrow!(Q5_1, group => _mm256_or_si256(nibbles(bytes_at(group, 8)), fifth_bits(b
 
 impl Simd32 for Q8_0 {
     const NARROW: bool = false;
+
+    #[inline(always)]
+    unsafe fn bytes(group: &[u8]) -> __m256i {
+        // SAFETY: AVX2 by the trait's contract.
+        unsafe { _mm256_xor_si256(load(bytes_at(group, 2)), _mm256_set1_epi8(-128)) }
+    }
+
     #[inline(always)]
     unsafe fn products(group: &[u8], x: __m256i) -> __m256i {
-        // SAFETY: 32 bytes are readable; AVX2 by the trait's contract.
+        // SAFETY: AVX2 by the trait's contract.
         unsafe {
-            let q = _mm256_loadu_si256(bytes_at::<32>(group, 2).as_ptr().cast());
+            let q = load(bytes_at(group, 2));
             // |q| ≤ 128 and |x| ≤ 127: two products are below 2^15.
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
             _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
@@ -141,89 +159,114 @@ fn load(bytes: &[u8; 32]) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
+/// What Q4_K and Q5_K share: one scale and one minimum for each run of 32.
+///
+/// # Safety
+/// As [`Simd256::products`].
+#[inline(always)]
+unsafe fn products_k4<Q: Simd256>(group: &[u8], x: *const i8, sums: __m256i) -> (__m256i, __m256i) {
+    let (scales, mins) = scales_k4(group);
+    // SAFETY: AVX2, and 256 bytes at `x`, by this function's contract.
+    unsafe {
+        let scales = widen8(scales);
+        let mut total = _mm256_setzero_si256();
+        for run in 0..8 {
+            let x = _mm256_loadu_si256(x.add(32 * run).cast());
+            let pairs = _mm256_maddubs_epi16(Q::bytes(group, run), x);
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, spread16(scales, run)));
+        }
+        (total, min_products(mins, sums))
+    }
+}
+
 impl Simd256 for Q4K {
     const SCALE_AT: usize = 0;
+
+    #[inline(always)]
+    unsafe fn bytes(group: &[u8], run: usize) -> __m256i {
+        // SAFETY: AVX2 by the trait's contract.
+        unsafe {
+            let packed = load(bytes_at(group, 16 + 32 * (run / 2)));
+            let packed = if run % 2 == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+            _mm256_and_si256(packed, _mm256_set1_epi8(15))
+        }
+    }
+
     #[inline(always)]
     unsafe fn products(group: &[u8], x: *const i8, sums: __m256i) -> (__m256i, __m256i) {
-        let (scales, mins) = scales_k4(group);
-        // SAFETY: AVX2, and 256 bytes at `x`, by the trait's contract.
-        unsafe {
-            let x = |i: usize| _mm256_loadu_si256(x.add(32 * i).cast());
-            let scales = widen8(scales);
-            let nibble = _mm256_set1_epi8(15);
-            let mut total = _mm256_setzero_si256();
-            for chunk in 0..4 {
-                let packed = load(bytes_at(group, 16 + 32 * chunk));
-                let low = _mm256_and_si256(packed, nibble);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble);
-                let low = _mm256_maddubs_epi16(low, x(2 * chunk));
-                let high = _mm256_maddubs_epi16(high, x(2 * chunk + 1));
-                total = _mm256_add_epi32(total, _mm256_madd_epi16(low, spread16(scales, 2 * chunk)));
-                total = _mm256_add_epi32(total, _mm256_madd_epi16(high, spread16(scales, 2 * chunk + 1)));
-            }
-            (total, min_products(mins, sums))
-        }
+        // SAFETY: by the trait's contract.
+        unsafe { products_k4::<Self>(group, x, sums) }
     }
 }
 
 impl Simd256 for Q5K {
     const SCALE_AT: usize = 0;
+
+    #[inline(always)]
+    unsafe fn bytes(group: &[u8], run: usize) -> __m256i {
+        // SAFETY: AVX2 by the trait's contract.
+        unsafe {
+            let packed = load(bytes_at(group, 48 + 32 * (run / 2)));
+            let packed = if run % 2 == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+            let fifth = load(bytes_at(group, 16));
+            // Bit `run` of each byte moves to bit 4.
+            let fifth = if run < 4 {
+                _mm256_sll_epi16(fifth, _mm_cvtsi32_si128(4 - run as i32))
+            } else {
+                _mm256_srl_epi16(fifth, _mm_cvtsi32_si128(run as i32 - 4))
+            };
+            let low = _mm256_and_si256(packed, _mm256_set1_epi8(15));
+            _mm256_or_si256(low, _mm256_and_si256(fifth, _mm256_set1_epi8(16)))
+        }
+    }
+
     #[inline(always)]
     unsafe fn products(group: &[u8], x: *const i8, sums: __m256i) -> (__m256i, __m256i) {
-        let (scales, mins) = scales_k4(group);
-        // SAFETY: AVX2, and 256 bytes at `x`, by the trait's contract.
-        unsafe {
-            let x = |i: usize| _mm256_loadu_si256(x.add(32 * i).cast());
-            let scales = widen8(scales);
-            let (nibble, sixteen) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
-            let mut fifth = load(bytes_at(group, 16));
-            let mut total = _mm256_setzero_si256();
-            for chunk in 0..4 {
-                let packed = load(bytes_at(group, 48 + 32 * chunk));
-                // Bits 0 and 1 of `fifth` move to bit 4.
-                let low_bit = _mm256_and_si256(_mm256_slli_epi16::<4>(fifth), sixteen);
-                let high_bit = _mm256_and_si256(_mm256_slli_epi16::<3>(fifth), sixteen);
-                fifth = _mm256_srli_epi16::<2>(fifth);
-                let low = _mm256_or_si256(_mm256_and_si256(packed, nibble), low_bit);
-                let high = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble), high_bit);
-                let low = _mm256_maddubs_epi16(low, x(2 * chunk));
-                let high = _mm256_maddubs_epi16(high, x(2 * chunk + 1));
-                total = _mm256_add_epi32(total, _mm256_madd_epi16(low, spread16(scales, 2 * chunk)));
-                total = _mm256_add_epi32(total, _mm256_madd_epi16(high, spread16(scales, 2 * chunk + 1)));
-            }
-            (total, min_products(mins, sums))
-        }
+        // SAFETY: by the trait's contract.
+        unsafe { products_k4::<Self>(group, x, sums) }
     }
 }
 
 impl Simd256 for Q6K {
     const SCALE_AT: usize = 208;
+
+    #[inline(always)]
+    unsafe fn bytes(group: &[u8], run: usize) -> __m256i {
+        // SAFETY: AVX2 by the trait's contract.
+        unsafe {
+            let (half, part) = (run / 4, run % 4);
+            let low = load(bytes_at(group, 64 * half + 32 * (part % 2)));
+            let high = load(bytes_at(group, 128 + 32 * half));
+            let low = if part < 2 { low } else { _mm256_srli_epi16::<4>(low) };
+            // Bits 2 part and 2 part + 1 of each byte move to bits 4 and 5.
+            let high = match part {
+                0 => _mm256_slli_epi16::<4>(high),
+                1 => _mm256_slli_epi16::<2>(high),
+                2 => high,
+                _ => _mm256_srli_epi16::<2>(high),
+            };
+            let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
+            _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
+        }
+    }
+
     #[inline(always)]
     unsafe fn products(group: &[u8], x: *const i8, sums: __m256i) -> (__m256i, __m256i) {
         // SAFETY: AVX2, and 256 bytes at `x`, by the trait's contract.
         unsafe {
             let scales = _mm_loadu_si128(bytes_at::<16>(group, 192).as_ptr().cast());
-            let (nibble, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
             let offset = _mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums);
             let mut total = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32::<5>(offset));
-            // Scale 2 i for the first 16 of 32 elements, 2 i + 1 for the others.
-            let mut which = _mm_set_epi64x(0x0101_0101_0101_0101, 0);
-            let mut add = |q: __m256i, run: usize| {
+            for run in 0..8 {
                 let x = _mm256_loadu_si256(x.add(32 * run).cast());
+                // Sub-scale 2 run for the first 16 elements, 2 run + 1 for the others.
+                let which = _mm_set_epi64x(
+                    0x0101_0101_0101_0101 * (2 * run as i64 + 1),
+                    0x0101_0101_0101_0101 * 2 * run as i64,
+                );
                 let scale = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, which));
-                which = _mm_add_epi8(which, _mm_set1_epi8(2));
-                total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), scale));
-            };
-            for half in 0..2 {
-                let low = [load(bytes_at(group, 64 * half)), load(bytes_at(group, 64 * half + 32))];
-                let high = load(bytes_at(group, 128 + 32 * half));
-                let join = |low: __m256i, high: __m256i| {
-                    _mm256_or_si256(_mm256_and_si256(low, nibble), _mm256_and_si256(high, two))
-                };
-                add(join(low[0], _mm256_slli_epi16::<4>(high)), 4 * half);
-                add(join(low[1], _mm256_slli_epi16::<2>(high)), 4 * half + 1);
-                add(join(_mm256_srli_epi16::<4>(low[0]), high), 4 * half + 2);
-                add(join(_mm256_srli_epi16::<4>(low[1]), _mm256_srli_epi16::<2>(high)), 4 * half + 3);
+                let pairs = _mm256_maddubs_epi16(Self::bytes(group, run), x);
+                total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, scale));
             }
             (total, _mm256_setzero_si256())
         }
@@ -239,14 +282,14 @@ fn reduce32(v: [__m256i; ROWS]) -> __m256i {
 }
 
 /// Lane r becomes the sum of the sixteen 16-bit lanes of `v[r]`, none above 7874 (31 × 127 × 2), so that four of them
-/// stay below 2^15.
+/// stay below 2^15. Widening to 32 bits and packing again adds neighbours like a horizontal addition, but on ports
+/// that are free.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn reduce16(v: [__m256i; ROWS]) -> __m256i {
-    let four = |i: usize| {
-        let sums = _mm256_hadd_epi16(_mm256_hadd_epi16(v[i], v[i + 1]), _mm256_hadd_epi16(v[i + 2], v[i + 3]));
-        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
-    };
+    let ones = _mm256_set1_epi16(1);
+    let two = |a: __m256i, b: __m256i| _mm256_packs_epi32(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones));
+    let four = |i: usize| _mm256_madd_epi16(two(two(v[i], v[i + 1]), two(v[i + 2], v[i + 3])), ones);
     halves(four(0), four(4))
 }
 
@@ -257,13 +300,24 @@ fn halves(a: __m256i, b: __m256i) -> __m256i {
     _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b))
 }
 
-/// The f16 at byte `at` of each row, as f32. Every row has two bytes there: the caller has checked.
+/// The f16 at byte `at` of each row, as f32. Every row has two bytes there: the caller has checked. Put together in
+/// general registers, because vector ports are what is short.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn gather_f16(rows: &[&[u8]; ROWS], at: usize) -> __m256 {
     // SAFETY: the caller has checked that `at + 2` lies in every row.
-    let half = |r: usize| unsafe { rows[r].as_ptr().add(at).cast::<i16>().read_unaligned() };
-    _mm256_cvtph_ps(_mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)))
+    let half = |r: usize| u64::from(unsafe { rows[r].as_ptr().add(at).cast::<u16>().read_unaligned() });
+    let four = |r: usize| half(r) | half(r + 1) << 16 | (half(r + 2) | half(r + 3) << 16) << 32;
+    _mm256_cvtph_ps(_mm_set_epi64x(four(4) as i64, four(0) as i64))
+}
+
+/// Asks for `bytes` bytes from `at` on to be brought near; nothing happens if they are not there.
+#[inline(always)]
+pub(super) fn prefetch(at: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        // SAFETY: a prefetch touches nothing, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64 * line).cast()) };
+    }
 }
 
 /// Group `at..at + bytes` of a row, which the caller has checked to be there.
@@ -276,15 +330,16 @@ unsafe fn group(row: &[u8], at: usize, bytes: usize) -> &[u8] {
     unsafe { row.get_unchecked(at..at + bytes) }
 }
 
-/// Eight rows with one token: lane = row.
+/// Eight rows with one token: lane = row. Meanwhile as many bytes are fetched from `ahead` on.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot32<Q: Simd32>(rows: &[&[u8]; ROWS], x: Token32<'_>) -> __m256 {
+fn dot32<Q: Simd32>(rows: &[&[u8]; ROWS], ahead: *const u8, x: Token32<'_>) -> __m256 {
     let groups = x.scales.len();
     assert!(rows.iter().all(|row| row.len() == groups * Q::BYTES) && x.q.len() == 32 * groups);
     assert!(x.sums.len() == groups && x.scaled_sums.len() == groups);
     let mut sum = _mm256_setzero_ps();
     for g in 0..groups {
         let at = g * Q::BYTES;
+        prefetch(ahead.wrapping_add(ROWS * at), ROWS * Q::BYTES);
         let mut products = [_mm256_setzero_si256(); ROWS];
         // SAFETY: group `g` lies in every row and in `x`, by the assertions; this function has AVX2.
         unsafe {
@@ -308,15 +363,16 @@ fn dot32<Q: Simd32>(rows: &[&[u8]; ROWS], x: Token32<'_>) -> __m256 {
     sum
 }
 
-/// Eight rows with one token: lane = row.
+/// Eight rows with one token: lane = row. Meanwhile as many bytes are fetched from `ahead` on.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot256<Q: Simd256>(rows: &[&[u8]; ROWS], x: Token256<'_>) -> __m256 {
+fn dot256<Q: Simd256>(rows: &[&[u8]; ROWS], ahead: *const u8, x: Token256<'_>) -> __m256 {
     let groups = x.scales.len();
     assert!(rows.iter().all(|row| row.len() == groups * Q::BYTES));
     assert!(x.q.len() == 256 * groups && x.sums.len() == 16 * groups);
     let mut sum = _mm256_setzero_ps();
     for g in 0..groups {
         let at = g * Q::BYTES;
+        prefetch(ahead.wrapping_add(ROWS * at), ROWS * Q::BYTES);
         let mut products = [_mm256_setzero_si256(); ROWS];
         let mut mins = [_mm256_setzero_si256(); ROWS];
         // SAFETY: group `g` lies in every row and in `x`, by the assertions; this function has AVX2.
@@ -338,10 +394,18 @@ fn dot256<Q: Simd256>(rows: &[&[u8]; ROWS], x: Token256<'_>) -> __m256 {
     sum
 }
 
-/// Calls `dot` for each eight rows (the last padded by repeating a row) and token, and writes the lanes.
+/// Calls `dot` for each eight rows (the last padded by repeating a row) and token, and writes the lanes. `dot` is also
+/// told where the next rows begin, which it should fetch: eight rows side by side make streams too short for the
+/// processor to foresee.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn strips(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>, dot: impl Fn(&[&[u8]; ROWS], usize) -> __m256) {
+fn strips(
+    weights: &[u8],
+    rows: usize,
+    x: &Input,
+    out: &mut Out<'_>,
+    dot: impl Fn(&[&[u8]; ROWS], *const u8, usize) -> __m256,
+) {
     let row_bytes = weights.len() / rows.max(1);
     for first in (0..rows).step_by(ROWS) {
         let n = ROWS.min(rows - first);
@@ -350,9 +414,11 @@ fn strips(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>, dot: impl F
             &weights[row * row_bytes..(row + 1) * row_bytes]
         });
         for token in 0..x.batch() {
+            let ahead = if token == 0 { first + ROWS } else { first };
             let mut lanes = [0.0; ROWS];
+            let sums = dot(&strip, weights.as_ptr().wrapping_add(ahead * row_bytes), token);
             // SAFETY: `lanes` is 8 floats.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), dot(&strip, token)) };
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sums) };
             out.get(token, first, n).copy_from_slice(&lanes[..n]);
         }
     }
@@ -361,11 +427,11 @@ fn strips(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>, dot: impl F
 /// Rows of a 32-element type against all tokens, one token after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
-    strips(weights, rows, x, out, |strip, token| dot32::<Q>(strip, x.group32(token)));
+    strips(weights, rows, x, out, |strip, ahead, token| dot32::<Q>(strip, ahead, x.group32(token)));
 }
 
 /// Rows of a 256-element type against all tokens, one token after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
-    strips(weights, rows, x, out, |strip, token| dot256::<Q>(strip, x.group256(token)));
+    strips(weights, rows, x, out, |strip, ahead, token| dot256::<Q>(strip, ahead, x.group256(token)));
 }
