@@ -366,3 +366,65 @@ impl TensorFile {
         self.out.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn tensor(name: &str, dtype: DType, shape: &[u64]) -> TensorSpec {
+        TensorSpec { name: name.into(), dtype, shape: shape.into() }
+    }
+
+    /// A path of its own in the system's directory for such files.
+    fn path(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("overspill-write-{}-{name}", std::process::id()))
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_said_and_nothing_stays() {
+        let path = path("full");
+        let pending = pending_path(&path).unwrap();
+        std::fs::write(&pending, "half").unwrap();
+        // Every write to this device fails for want of room.
+        let file = File::options().write(true).open("/dev/full").unwrap();
+        let out = PendingFile { file, path: path.clone(), pending: pending.clone(), is_done: false };
+        let mut file = TensorFile { out, places: vec![(0, 4)], file_bytes: 4, tensor: 0, at: 0 };
+        let error = file.write(&[1, 2, 3, 4]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("make room on the disk"), "{error}");
+        assert!(pending.exists());
+        drop(file);
+        assert!(!pending.exists() && !path.exists());
+    }
+
+    #[test]
+    fn as_many_bytes_as_were_announced_or_no_file() {
+        let path = path("short");
+        let tensors = [tensor("a", DType::F32, &[2]), tensor("b", DType::F16, &[3])];
+        let mut file = TensorFile::create_gguf(&path, &[], &tensors).unwrap();
+        file.write(&[0; 13]).unwrap();
+        assert!(file.finish().unwrap_err().to_string().contains("only 1 of its 2 tensors"));
+        assert!(!path.exists());
+        let mut file = TensorFile::create_safetensors(&path, &tensors).unwrap();
+        file.write(&[0; 14]).unwrap();
+        assert!(file.write(&[0]).unwrap_err().to_string().contains("1 bytes more"));
+        file.finish().unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn impossible_tensors_are_refused() {
+        let path = Path::new("m");
+        let error = safetensors_layout(path, &[tensor("x", DType::Q8_0, &[32])]).unwrap_err();
+        assert!(error.to_string().contains("tensor 'x'") && error.to_string().contains("q8_0"), "{error}");
+        for shape in [&[1u64 << 40, 1 << 40][..], &[u64::MAX, 1]] {
+            let error = gguf_layout(path, &[], &[tensor("x", DType::F32, shape)]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BadRequest);
+        }
+        let pairs = [("general.alignment".to_owned(), GgufValue::U32(24))];
+        assert!(gguf_layout(path, &pairs, &[]).unwrap_err().to_string().contains("general.alignment"));
+    }
+}

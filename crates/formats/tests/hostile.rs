@@ -5,7 +5,6 @@
 mod common;
 
 use common::*;
-use overspill_core::DType;
 use overspill_formats::{ErrorKind, FormatError, GgufValue, Metadata, open};
 use proptest::prelude::*;
 use std::path::Path;
@@ -412,6 +411,20 @@ fn split_gguf_models_open_from_any_of_their_files() {
     refused(&dir.path().join("m-00001-of-00009.gguf"), &["split.count", "says 9"]);
 }
 
+#[test]
+fn every_hostile_fixture_is_refused_as_its_list_says() {
+    let hostile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hostile");
+    let expected = std::fs::read(hostile.join("expected.json")).unwrap();
+    let expected: std::collections::BTreeMap<String, Vec<String>> = serde_json::from_slice(&expected).unwrap();
+    let there = std::fs::read_dir(&hostile).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut there: Vec<String> = there.filter(|name| name != "expected.json" && name != "README.md").collect();
+    there.sort();
+    assert_eq!(there, expected.keys().cloned().collect::<Vec<_>>(), "files and list differ");
+    for (name, wanted) in expected {
+        refused(&hostile.join(name), &wanted.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
 /// Peak resident memory of this process so far.
 fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -481,14 +494,16 @@ fn mutate(bytes: &[u8], header: usize, mutations: &[Mutation]) -> Vec<u8> {
     bytes
 }
 
-/// Runs the parser over mutated versions of a valid file, and checks that memory stayed flat.
-fn fuzz(name: &str, valid: &[u8], header: usize, cases: u32, place: impl Fn(&TestDir, Vec<u8>) -> std::path::PathBuf) {
-    let dir = model_dir(name);
-    opens_sanely_or_fails(&place(&dir, valid.to_vec()));
+/// Opens `open_at` with `name` in its directory replaced by mutated versions of `valid`, and checks that memory stayed
+/// flat. The first `header` bytes are where mutations matter.
+fn fuzz(dir: &TestDir, name: &str, open_at: &Path, header: usize, cases: u32) {
+    let valid = std::fs::read(dir.path().join(name)).unwrap();
+    assert!(open(open_at).is_ok(), "the seed is valid");
     let before = peak_bytes();
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(mutations in prop::collection::vec(mutation(), 1..5))| {
-        opens_sanely_or_fails(&place(&dir, mutate(valid, header, &mutations)));
+        dir.put(name, mutate(&valid, header, &mutations));
+        opens_sanely_or_fails(open_at);
     });
     if let (Some(before), Some(after)) = (before, peak_bytes()) {
         assert!(after - before < 128 << 20, "memory grew by {} MiB", (after - before) >> 20);
@@ -497,39 +512,33 @@ fn fuzz(name: &str, valid: &[u8], header: usize, cases: u32, place: impl Fn(&Tes
 
 #[test]
 fn mutated_gguf_files_open_or_fail() {
-    let dir = TestDir::new("seed");
+    let dir = TestDir::new("fuzz-gguf");
     let path = dir.path().join("m.gguf");
     gguf(&path, &all_pairs(), &gguf_tensors());
-    let valid = std::fs::read(&path).unwrap();
     let header = open(&path).unwrap().catalog.tensors()[0].offset as usize;
-    fuzz("fuzz-gguf", &valid, header, 3000, |dir, bytes| dir.put("m.gguf", bytes));
+    fuzz(&dir, "m.gguf", &path, header, 1000);
 }
 
 #[test]
 fn mutated_safetensors_files_open_or_fail() {
-    let dir = TestDir::new("seed");
+    let dir = model_dir("fuzz-st");
     let path = dir.path().join("model.safetensors");
     safetensors(&path, &hf_tensors());
-    let valid = std::fs::read(&path).unwrap();
-    let header = 8 + u64::from_le_bytes(valid[..8].try_into().unwrap()) as usize;
-    fuzz("fuzz-st", &valid, header, 3000, |dir, bytes| {
-        dir.put("model.safetensors", bytes);
-        dir.path().to_owned()
-    });
+    let header = open(&path).unwrap().catalog.tensors()[0].offset as usize;
+    fuzz(&dir, "model.safetensors", dir.path(), header, 1000);
 }
 
 #[test]
 fn mutated_indexes_and_configurations_open_or_fail() {
-    let index = r#"{"metadata":{"total_size":1},"weight_map":{"model.embed_tokens.weight":"a.safetensors"}}"#;
-    fuzz("fuzz-index", index.as_bytes(), index.len(), 1500, |dir, bytes| {
-        safetensors(&dir.path().join("a.safetensors"), &[spec("model.embed_tokens.weight", DType::F16, &[4, 4])]);
-        dir.put("model.safetensors.index.json", bytes);
-        dir.path().to_owned()
-    });
+    let dir = model_dir("fuzz-index");
+    safetensors(&dir.path().join("a.safetensors"), &hf_tensors());
+    let names = hf_tensors().into_iter().map(|tensor| format!("{:?}:\"a.safetensors\"", tensor.name));
+    let index = format!(r#"{{"weight_map":{{{}}}}}"#, names.collect::<Vec<_>>().join(","));
+    let name = "model.safetensors.index.json";
+    dir.put(name, &index);
+    fuzz(&dir, name, dir.path(), index.len(), 600);
+    dir.put(name, &index);
     let config = r#"{"model_type":"llama","hidden_size":64,"rope_scaling":{"factor":2.0},"tie_word_embeddings":true}"#;
-    fuzz("fuzz-config", config.as_bytes(), config.len(), 500, |dir, bytes| {
-        safetensors(&dir.path().join("model.safetensors"), &hf_tensors());
-        dir.put("config.json", bytes);
-        dir.path().to_owned()
-    });
+    dir.put("config.json", config);
+    fuzz(&dir, "config.json", dir.path(), config.len(), 400);
 }

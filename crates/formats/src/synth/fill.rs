@@ -201,7 +201,7 @@ fn fill_groups(dtype: DType, rng: &mut Rng, scales: &[(f16, f16); SCALES], out: 
             _ => {
                 group[..2].copy_from_slice(&sign.to_le_bytes());
                 // -128 is a value that no quantiser writes, and that has no counterpart of the other sign.
-                group[2..].iter_mut().filter(|q| **q == 0x80).for_each(|q| *q = 0x7f);
+                group[2..].iter_mut().for_each(|q| *q = if *q == 0x80 { 0x7f } else { *q });
             }
         }
     }
