@@ -428,9 +428,8 @@ pub struct Catalog {
 
 impl Catalog {
     fn lay_out(&mut self, raw: &[RawTensor], payload: u64) {
-        for index in 0..self.tensors.len() {
-            let role = raw[index].role;
-            let id = TensorId(index as u32);
+        for (index, RawTensor { role, .. }) in raw.iter().enumerate() {
+            let (role, id) = (*role, TensorId(index as u32));
             let tensor = &self.tensors[index];
             if matches!(role, Role::Table | Role::TableAndMatrix) {
                 let rows = tensor.bytes / tensor.row_bytes;

@@ -28,7 +28,9 @@ pub use config::{BlockSize, Config, Evict, Prefetch, TierConfig, TooSmall};
 pub use protocol::{Command, Event, Refusal};
 pub use schedule::{Schedule, Step};
 
-pub use catalog::{Block, Catalog, CatalogBuilder, CatalogError, Layout, Part, RawTensor, Role, RowTable, Tensor};
+pub use catalog::{
+    Block, Catalog, CatalogBuilder, CatalogError, Layout, Part, Piece, RawTensor, Role, RowTable, Tensor,
+};
 pub use dtype::DType;
 pub use ids::{
     BlockId, FileId, Nanos, ScheduleId, SequenceId, SlotId, StepId, TableId, TensorId, Ticket, TierId, TransferId,

@@ -50,7 +50,7 @@ impl Driver {
     }
 
     /// Tells the brain, and does what it says.
-    fn tell(&mut self, event: Event<'_>) {
+    pub(crate) fn tell(&mut self, event: Event<'_>) {
         self.brain.handle(event, self.shared.now());
         self.obey();
     }
@@ -167,7 +167,7 @@ impl Driver {
         }
     }
 
-    fn publish(&self, tier: TierId, block: BlockId, held: Held) {
+    pub(crate) fn publish(&self, tier: TierId, block: BlockId, held: Held) {
         let Some(cell) = self.shared.cell(tier, block) else { return };
         *cell.held.write() = Some(held);
         let published = cell.word.publish();

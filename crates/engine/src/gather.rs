@@ -55,7 +55,7 @@ impl Gather {
         let info = self.catalog.tables()[table.index()];
         let tensor = self.catalog.tensor(info.tensor);
         let row_bytes = info.row_bytes as usize;
-        let missing = self.from_cache(table, rows, row_bytes, destination);
+        let missing = self.copy_cached(table, rows, row_bytes, destination);
         if missing.is_empty() {
             return Ok(());
         }
@@ -78,7 +78,7 @@ impl Gather {
     }
 
     /// Copies what is cached; returns the indices of the rest.
-    fn from_cache(&self, table: TableId, rows: &[u64], row_bytes: usize, destination: &mut [u8]) -> Vec<usize> {
+    fn copy_cached(&self, table: TableId, rows: &[u64], row_bytes: usize, destination: &mut [u8]) -> Vec<usize> {
         let Some(Some(cache)) = self.caches.get(table.index()) else { return (0..rows.len()).collect() };
         let mut cache = cache.lock();
         let copy = |(index, destination): (usize, &mut [u8])| match cache.rows.get(&rows[index]) {

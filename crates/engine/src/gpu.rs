@@ -6,7 +6,7 @@ use crate::events::Event as Told;
 use crate::lease::{Lease, LeaseSet};
 use crate::shared::{Held, Note, Shared};
 use overspill_core::{BlockId, Catalog, Event, SlotId, TierId, TransferId};
-use overspill_gpu::{Completion, GpuContext, GpuError, Poller, RingConfig, RingPath, Upload, Uploader, VramSlabs};
+use overspill_gpu::{GpuContext, GpuError, Poller, RingConfig, RingPath, Upload, Uploader, VramSlabs};
 use std::sync::Arc;
 
 pub use overspill_gpu::GpuSlice;
@@ -58,7 +58,7 @@ impl Gpus {
     ) -> Result<Self, Error> {
         let Some(context) = context else { return Ok(Self(None)) };
         let poller = Poller::new(context).map_err(|e| device_error(&e))?;
-        let path = RingPath::new(context, poller.completion(), RingConfig::default()).map_err(|e| device_error(&e))?;
+        let path = RingPath::new(context, &poller.completion(), RingConfig::default()).map_err(|e| device_error(&e))?;
         let mail = Arc::downgrade(shared);
         let sink = Arc::new(move |transfer: TransferId, result: Result<(), GpuError>| {
             if let Some(shared) = mail.upgrade() {
