@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub const ALIGN_BYTES: u64 = 4096;
 /// Alignment of a tensor inside a bundle, so that a GPU can bind it.
 pub const BUNDLE_ALIGN_BYTES: u64 = 256;
+/// A bundle is no larger than this, however large slots are.
+const BUNDLE_BYTES_MAX: u64 = 64 << 20;
 /// Row cuts fall on multiples of this, because GPUs copy whole words.
 const CUT_QUANTUM_BYTES: u64 = 4;
 /// More blocks than this are avoided by larger slots, as far as [`PAYLOAD_BYTES_MAX`] allows.
@@ -439,7 +441,7 @@ impl Catalog {
             let tensor = &self.tensors[index];
             match role {
                 Role::Table => {}
-                Role::Small if tensor.bytes <= payload => {}
+                Role::Small if tensor.bytes <= payload.min(BUNDLE_BYTES_MAX) => {}
                 Role::Small | Role::Contiguous => self.lay_out_contiguous(id),
                 Role::Matrix | Role::Experts | Role::TableAndMatrix => self.lay_out_cut(id, role, payload),
             }
@@ -489,6 +491,7 @@ impl Catalog {
 
     /// Packs what is small into shared blocks, in the order of the file.
     fn lay_out_bundles(&mut self, raw: &[RawTensor], payload: u64) {
+        let payload = payload.min(BUNDLE_BYTES_MAX);
         let mut open: Option<(Block, u64)> = None;
         for (index, raw) in raw.iter().enumerate() {
             let tensor = &self.tensors[index];

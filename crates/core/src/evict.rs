@@ -2,7 +2,7 @@
 //! plan keeps.
 
 use crate::brain::Brain;
-use crate::ids::{BlockId, TierId};
+use crate::ids::{BlockId, SequenceId, TierId};
 use crate::lru::List;
 
 /// For whose sake a block may go.
@@ -56,6 +56,9 @@ impl Evictor for LeastRecentlyUsed {
     }
 }
 
+/// Uses that are looked at behind each cursor.
+const LOOK_BACK_MAX: usize = 64;
+
 /// The one used furthest in the future goes (Belady's MIN). The exact choice needs no search: between two cursors the
 /// block with the longest time to its next use is the one that the cursor ahead has just passed.
 pub(crate) struct NextUse;
@@ -73,19 +76,39 @@ impl Evictor for NextUse {
         for registered in brain.schedules.iter().flatten() {
             let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
             let evictable = &coverage.evictable;
-            cycle = cycle.max(registered.order.len() as u64);
-            let last = || evictable.prev(registered.order.len());
-            if registered.sequences.is_empty() {
-                last().into_iter().for_each(|at| {
-                    let block = registered.order[at];
-                    offer(brain.distance(tier, block), block);
-                });
+            let length = registered.order.len();
+            cycle = cycle.max(length as u64);
+            if registered.sequences.is_empty()
+                && let Some(at) = evictable.prev(length)
+            {
+                let block = registered.order[at];
+                offer(brain.distance(tier, block), block);
             }
             for sequence in &registered.sequences {
                 let Some(cursor) = brain.cursors[sequence.index()] else { continue };
-                if let Some(at) = evictable.prev(cursor.position).or_else(last) {
+                let mut at = cursor.position;
+                let mut wrapped = false;
+                for _ in 0..LOOK_BACK_MAX {
+                    at = match evictable.prev(at) {
+                        Some(at) if !wrapped || at >= cursor.position => at,
+                        None if !wrapped => {
+                            (at, wrapped) = (length, true);
+                            continue;
+                        }
+                        _ => break,
+                    };
                     let block = registered.order[at];
-                    offer(brain.distance(tier, block), block);
+                    let distance = brain.distance(tier, block);
+                    offer(distance, block);
+                    // A block that comes several times may come again before this use; then the next one back may be
+                    // used later than it.
+                    let reached = |&s: &SequenceId| {
+                        let cursor = brain.cursors[s.index()]?;
+                        Some(registered.distance_to(at, cursor.position))
+                    };
+                    if distance.is_none_or(|d| registered.sequences.iter().filter_map(reached).any(|r| d >= r)) {
+                        break;
+                    }
                 }
             }
         }

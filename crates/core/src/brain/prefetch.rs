@@ -10,6 +10,26 @@ use crate::ids::{BlockId, SequenceId, StepId, TierId};
 /// got it): others may have a wire that idles.
 const LOOK_PAST_MAX: usize = 64;
 
+/// A set of wires; those from the 64th on count as one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Wires(u64);
+
+impl Wires {
+    const NONE: Self = Self(0);
+
+    fn of(wire: u32) -> Self {
+        Self(1 << wire.min(63))
+    }
+
+    fn below(count: u32) -> Self {
+        Self(u64::MAX >> (64 - count.clamp(1, 64)))
+    }
+
+    fn contains(self, wire: Self) -> bool {
+        self.0 & wire.0 != 0
+    }
+}
+
 impl Brain {
     pub(crate) fn prefetch_into(&mut self, tier: TierId) {
         if self.prefetch == Prefetch::Off {
@@ -30,6 +50,10 @@ impl Brain {
     /// The absent block that is used soonest, in no fewer than `nearest` uses, among those that could be moved now.
     fn nearest_movable(&self, tier: TierId, nearest: u64) -> Option<(u64, BlockId)> {
         let mut best: Option<(u64, BlockId)> = None;
+        let wires = match self.tiers[tier.index()].parent {
+            None => Wires::below(self.disk_ahead_bytes.len() as u32),
+            Some(_) => Wires::of(0),
+        };
         for registered in self.schedules.iter().flatten() {
             let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
             let absent = &coverage.absent;
@@ -37,6 +61,7 @@ impl Brain {
                 let Some(Some(cursor)) = self.cursors.get(sequence.index()) else { continue };
                 let mut from = cursor.position;
                 let mut wrapped = false;
+                let mut full = Wires::NONE;
                 for _ in 0..LOOK_PAST_MAX {
                     let position = match absent.next(from) {
                         Some(position) if !wrapped || position < cursor.position => position,
@@ -51,7 +76,11 @@ impl Brain {
                         break;
                     }
                     let block = registered.order[position];
-                    if distance >= nearest && self.movable(tier, block) {
+                    if self.window_is_full(tier, block, &mut full) {
+                        if full == wires {
+                            break;
+                        }
+                    } else if distance >= nearest && self.movable(tier, block) {
                         best = Some((distance, block));
                         break;
                     }
@@ -62,19 +91,27 @@ impl Brain {
         best
     }
 
-    fn movable(&self, tier: TierId, block: BlockId) -> bool {
+    /// Whether the window of the block's wire has no room for it. If so, nothing that is used later may come by that
+    /// wire before it, be it ever so small: it would take the room of what is used sooner.
+    fn window_is_full(&self, tier: TierId, block: BlockId, full: &mut Wires) -> bool {
         let t = &self.tiers[tier.index()];
-        let place = self.place(tier, block);
-        if place.state != State::Absent || place.broken {
-            return false;
-        }
-        let bytes = self.blocks[block.index()].bytes;
-        let ahead = match t.parent {
-            None => self.disk_ahead_bytes[self.blocks[block.index()].wire as usize],
-            Some(parent) if self.place(parent, block).state == State::Resident => t.ahead_bytes,
-            Some(_) => return false,
+        let size = self.blocks[block.index()];
+        let (wire, ahead) = match t.parent {
+            None => (Wires::of(size.wire), self.disk_ahead_bytes[size.wire as usize]),
+            Some(_) => (Wires::of(0), t.ahead_bytes),
         };
-        ahead == 0 || ahead + bytes <= t.window_bytes
+        if !full.contains(wire) && ahead != 0 && ahead + size.bytes > t.window_bytes {
+            full.0 |= wire.0;
+        }
+        full.contains(wire)
+    }
+
+    /// Whether a block could be moved into a tier, if the window has room.
+    fn movable(&self, tier: TierId, block: BlockId) -> bool {
+        let place = self.place(tier, block);
+        let parent = self.tiers[tier.index()].parent;
+        let ready = |parent: TierId| self.place(parent, block).state == State::Resident;
+        place.state == State::Absent && !place.broken && parent.is_none_or(ready)
     }
 
     /// Speculation gets a quarter of the window, and nothing while the wire is busy with more.
