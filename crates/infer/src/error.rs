@@ -61,6 +61,9 @@ pub enum InferError {
     /// The tokenizer's files are damaged or of an unknown kind.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// No token can be chosen: a parameter is out of range, or the logits are no numbers.
+    #[error(transparent)]
+    Sampling(#[from] crate::sampling::SamplingError),
     /// The request was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -9,8 +9,14 @@
 
 pub mod arch;
 pub mod backend;
+pub mod cpu;
+pub mod decoder;
 mod error;
+pub mod generate;
 pub mod kernels;
+pub mod kv;
+pub mod plan;
 pub mod rope;
+pub mod sampling;
 
 pub use error::InferError;

@@ -42,7 +42,12 @@ pub(super) fn bind(config: &Config, catalog: &Catalog) -> Result<ModelSpec, Infe
     for (ids, key) in stops {
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
             let cause = format!("token {id} is not in the vocabulary of {vocab}");
-            return Err(super::keys::bad(&config.file, key, cause, "the file is damaged or was edited: fetch it again"));
+            return Err(super::keys::bad(
+                &config.file,
+                key,
+                cause,
+                "the file is damaged or was edited: fetch it again",
+            ));
         }
     }
     Ok(ModelSpec {
@@ -144,7 +149,9 @@ impl Binder<'_> {
         let name = self.model(self.config.names.embedding);
         let rows = match (self.config.vocab, self.catalog.find(&name)) {
             (Some(vocab), _) => vocab,
-            (None, Some(id)) => usize::try_from(self.catalog.tensor(id).shape.first().copied().unwrap_or(0)).unwrap_or(0),
+            (None, Some(id)) => {
+                usize::try_from(self.catalog.tensor(id).shape.first().copied().unwrap_or(0)).unwrap_or(0)
+            }
             (None, None) => 0,
         };
         let id = self.find(&name, &[rows, self.config.hidden])?;

@@ -105,12 +105,8 @@ const PLAIN: Family = Family {
     gguf_neighbours: true,
 };
 
-const MIXTRAL_EXPERTS: ExpertRule = ExpertRule {
-    width_key: "intermediate_size",
-    used_default: 2,
-    normalise: Normalise::Always,
-    sparse_layers: false,
-};
+const MIXTRAL_EXPERTS: ExpertRule =
+    ExpertRule { width_key: "intermediate_size", used_default: 2, normalise: Normalise::Always, sparse_layers: false };
 
 /// All architectures.
 pub(super) const FAMILIES: &[Family] = &[

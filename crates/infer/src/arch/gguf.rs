@@ -130,9 +130,9 @@ pub(super) fn read(metadata: &GgufMetadata, catalog: &Catalog) -> Result<Config,
         hidden,
         vocab: keys.size("vocab_size", WIDTH_MAX)?,
         context,
-        norm_eps: keys.f64("attention.layer_norm_rms_epsilon", f64::MIN_POSITIVE, 1.0)?.ok_or_else(|| {
-            keys.missing("attention.layer_norm_rms_epsilon")
-        })? as f32,
+        norm_eps: keys
+            .f64("attention.layer_norm_rms_epsilon", f64::MIN_POSITIVE, 1.0)?
+            .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))? as f32,
         layers,
         tied: Some(catalog.find(GGUF.head).is_none()),
         rope: rope_of(&keys, head_dim, context)?,
@@ -141,11 +141,7 @@ pub(super) fn read(metadata: &GgufMetadata, catalog: &Catalog) -> Result<Config,
             true => keys.f64("attention.clamp_kqv", 0.0, f64::from(f32::MAX))?.filter(|c| *c > 0.0).map(|c| c as f32),
             false => None,
         },
-        biases: Biases {
-            qkv: presence(family.qkv_bias),
-            o: presence(family.o_bias),
-            mlp: presence(family.mlp_bias),
-        },
+        biases: Biases { qkv: presence(family.qkv_bias), o: presence(family.o_bias), mlp: presence(family.mlp_bias) },
         bos: keys.token("bos_token_id")?,
         eos,
     })

@@ -114,9 +114,9 @@ pub(super) fn read(config: &Value, generation: Option<&Value>, directory: &Path)
         Some(head_dim) => head_dim,
         None => head_dim_of(&object.file, hidden, heads, "num_attention_heads")?,
     };
-    let context = object.size(&["max_position_embeddings"], CONTEXT_MAX)?.ok_or_else(|| {
-        object.missing(&["max_position_embeddings"])
-    })?;
+    let context = object
+        .size(&["max_position_embeddings"], CONTEXT_MAX)?
+        .ok_or_else(|| object.missing(&["max_position_embeddings"]))?;
     let rope = rope_of(&object, family, head_dim, context)?;
     let attention = LayerConfig { heads, kv_heads, head_dim, window: None, ffn: FfnConfig::Dense { width: 1 } };
     let presence = |bias: Bias, key: &str| {
@@ -166,17 +166,17 @@ fn family_of(object: &Object<'_>) -> Result<&'static Family, InferError> {
         return found.ok_or_else(|| object.bad("architectures", format!("'{class}' is not supported"), cure()));
     }
     let Some(model_type) = object.str(&["model_type"])? else {
-        return Err(object.bad("architectures", "it is missing, and so is model_type", "fetch the model's own config.json"));
+        return Err(object.bad(
+            "architectures",
+            "it is missing, and so is model_type",
+            "fetch the model's own config.json",
+        ));
     };
     let found = FAMILIES.iter().find(|f| f.hf == model_type);
     found.ok_or_else(|| object.bad("model_type", format!("'{model_type}' is not supported"), cure()))
 }
 
-fn layers_of(
-    object: &Object<'_>,
-    family: &Family,
-    attention: LayerConfig,
-) -> Result<Vec<LayerConfig>, InferError> {
+fn layers_of(object: &Object<'_>, family: &Family, attention: LayerConfig) -> Result<Vec<LayerConfig>, InferError> {
     let layers = object.required(&["num_hidden_layers"], LAYERS_MAX)?;
     let windows = windows_of(object, family, layers)?;
     let experts = match &family.experts {
@@ -312,9 +312,7 @@ fn scaling_of(
             Ok((RopeScaling::Dynamic { factor: factor()?, original_positions }, attention_factor()?.unwrap_or(1.0)))
         }
         "llama3" => {
-            let number = |key: &'static str| {
-                rope.f64(&[key], 1e-6, 1e6)?.ok_or_else(|| rope.missing(&[key]))
-            };
+            let number = |key: &'static str| rope.f64(&[key], 1e-6, 1e6)?.ok_or_else(|| rope.missing(&[key]));
             let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
             if low >= high {
                 let cause = format!("{high} is not above low_freq_factor, {low}");

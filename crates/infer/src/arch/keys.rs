@@ -76,7 +76,12 @@ pub(super) enum FfnConfig {
 }
 
 /// An error about a key of a file.
-pub(super) fn bad(file: impl Into<PathBuf>, key: &str, cause: impl Into<String>, cure: impl Into<String>) -> InferError {
+pub(super) fn bad(
+    file: impl Into<PathBuf>,
+    key: &str,
+    cause: impl Into<String>,
+    cure: impl Into<String>,
+) -> InferError {
     InferError::Config { file: file.into(), key: key.into(), cause: cause.into(), cure: cure.into() }
 }
 
@@ -108,16 +113,16 @@ pub(super) fn check_heads(file: &std::path::Path, heads: usize, kv_heads: usize,
 }
 
 /// A head's size from the width, if nothing states it.
-pub(super) fn head_dim_of(
-    file: &std::path::Path,
-    hidden: usize,
-    heads: usize,
-    key: &str,
-) -> Result<usize, InferError> {
+pub(super) fn head_dim_of(file: &std::path::Path, hidden: usize, heads: usize, key: &str) -> Result<usize, InferError> {
     if hidden.is_multiple_of(heads) {
         return Ok(hidden / heads);
     }
-    Err(bad(file, key, format!("a width of {hidden} can't be split among {heads} heads, and no head size is given"), FETCH))
+    Err(bad(
+        file,
+        key,
+        format!("a width of {hidden} can't be split among {heads} heads, and no head size is given"),
+        FETCH,
+    ))
 }
 
 /// A rotary embedding turns pairs.
