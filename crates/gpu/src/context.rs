@@ -42,6 +42,8 @@ pub struct AdapterSummary {
     pub binding_bytes_max: u64,
     /// Whether kernels can exchange values within a subgroup.
     pub has_subgroups: bool,
+    /// Bytes of its memory, if its driver says.
+    pub memory_bytes: Option<u64>,
 }
 
 impl AdapterSummary {
@@ -63,6 +65,7 @@ impl AdapterSummary {
             buffer_bytes_max: limits.max_buffer_size,
             binding_bytes_max: limits.max_storage_buffer_binding_size,
             has_subgroups: adapter.features().contains(wgpu::Features::SUBGROUP),
+            memory_bytes: crate::sys::memory_bytes(adapter),
             name: info.name,
         }
     }
@@ -222,6 +225,13 @@ impl GpuContext {
     #[must_use]
     pub fn has_subgroups(&self) -> bool {
         self.device.features().contains(wgpu::Features::SUBGROUP)
+    }
+
+    /// Bytes of the GPU's memory (on unified systems, of the memory that it shares), as its driver reports them; where
+    /// none does, the size of the largest buffer.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        crate::sys::memory_bytes(&self.adapter).unwrap_or(self.limits.max_buffer_size)
     }
 
     /// The longest range of a buffer that may be bound as storage, in bytes; a multiple of 256.

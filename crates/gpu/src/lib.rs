@@ -17,6 +17,7 @@ mod error;
 mod probe;
 mod ring;
 mod slabs;
+mod sys;
 mod upload;
 
 pub use completion::{Completion, Poller};

@@ -69,7 +69,7 @@ fn ring(
     blocks: u64,
 ) -> Result<UploadRate, GpuError> {
     let poller = Poller::new(context)?;
-    let path = RingPath::new(context, poller.completion(), RingConfig::default())?;
+    let path = RingPath::new(context, &poller.completion(), RingConfig::default())?;
     let (done, results) = channel();
     let sink = Arc::new(move |_, result| {
         let _ = done.send(result); // The probe has given up on it.

@@ -72,7 +72,7 @@ impl RingPath {
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`], [`GpuError::DeviceLost`].
-    pub fn new(context: &GpuContext, completion: Completion, config: RingConfig) -> Result<Self, GpuError> {
+    pub fn new(context: &GpuContext, completion: &Completion, config: RingConfig) -> Result<Self, GpuError> {
         let chunk_bytes =
             config.chunk_bytes.max(1).next_multiple_of(4096).min(context.limits.max_buffer_size / 4096 * 4096);
         let config = RingConfig { chunks: config.chunks.clamp(2, 64), chunk_bytes };
@@ -81,7 +81,7 @@ impl RingPath {
             let buffer = context.mapped_buffer(&format!("staging chunk {index}"), chunk_bytes)?;
             let _ = give_back.send((buffer, Ok(()))); // The receiver is here.
         }
-        Ok(Self { context: context.clone(), completion, config, free, give_back, chunk: None })
+        Ok(Self { context: context.clone(), completion: completion.clone(), config, free, give_back, chunk: None })
     }
 
     /// The chunk to fill, waiting for one to be mapped if need be.

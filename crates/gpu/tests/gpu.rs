@@ -64,7 +64,7 @@ struct Rig {
 
 fn rig(context: &GpuContext, config: RingConfig) -> Rig {
     let poller = Poller::new(context).unwrap();
-    let path = RingPath::new(context, poller.completion(), config).unwrap();
+    let path = RingPath::new(context, &poller.completion(), config).unwrap();
     let (send, results) = channel();
     let sink: Sink = Arc::new(move |id, result| {
         let _ = send.send((id, result));
@@ -101,6 +101,8 @@ fn a_software_adapter_is_only_taken_when_allowed() {
     let name = all[0].name.to_uppercase();
     let named = GpuContext::choose(Choice { name: Some(&name[..4]), allow_software: false }).unwrap();
     assert_eq!(named.info.name, all[0].name);
+    assert!(named.memory_bytes() >= 64 << 20, "{}", named.memory_bytes());
+    assert_eq!(all[0].memory_bytes.unwrap_or(named.memory_bytes()), named.memory_bytes());
     let error = GpuContext::choose(Choice { name: Some("no such"), allow_software: true }).unwrap_err();
     assert!(error.to_string().contains(&all[0].name), "{error}");
 }
