@@ -356,6 +356,9 @@ impl World {
             }
             _ => 0,
         };
+        if let Some(uses) = &mut self.uses {
+            uses.extend(actor.set.iter().map(|&block| (actor.tier, block)));
+        }
         actor.figures.compute_ns += compute_ns;
         actor.figures.touched_bytes += actor.set.iter().map(|b| self.blocks[b.index()].bytes).sum::<u64>();
         self.continue_at(index, self.now + compute_ns, Phase::Computing);

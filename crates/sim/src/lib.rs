@@ -8,19 +8,24 @@
 #![forbid(unsafe_code)]
 
 mod actor;
+pub mod belady;
 mod checker;
 mod faults;
+mod profile;
 mod program;
 pub mod random;
 mod rng;
 mod router;
+mod simulate;
 mod wire;
 mod world;
 
 pub use checker::Violation;
 pub use faults::{BudgetChange, Faults, Slow, Stop};
+pub use profile::{Profile, ProfileError, TierProfile, Workload};
 pub use program::{Choice, Figures, Mark, Passes, Program, ScheduleModel, Work};
 pub use rng::Rng;
 pub use router::{Habit, Router, RoutingTrace, TraceError};
+pub use simulate::{Bound, Limit, Options, Outcome, SimulateError, WireOutcome, simulate};
 pub use wire::WireModel;
 pub use world::{Checks, Setup, Summary, World};

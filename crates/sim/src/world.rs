@@ -141,6 +141,7 @@ pub struct World {
     pub marks: Vec<Mark>,
     log: Option<Vec<String>>,
     pub(crate) spare: Vec<Vec<BlockId>>,
+    pub(crate) uses: Option<Vec<(TierId, BlockId)>>,
 }
 
 impl World {
@@ -189,6 +190,7 @@ impl World {
             marks: Vec::new(),
             log: None,
             spare: Vec::new(),
+            uses: None,
         };
         for index in 0..world.actors.len() {
             let at = world.actors[index].program.begins_at;
@@ -206,6 +208,23 @@ impl World {
     /// Keeps a line for each event and command from now on.
     pub fn keep_log(&mut self) {
         self.log = Some(Vec::new());
+    }
+
+    /// Keeps, or doesn't, every use of a block from now on.
+    pub fn record_uses(&mut self, keep: bool) {
+        self.uses = keep.then(Vec::new);
+    }
+
+    /// The uses kept so far, in order.
+    #[must_use]
+    pub fn uses(&self) -> &[(TierId, BlockId)] {
+        self.uses.as_deref().unwrap_or_default()
+    }
+
+    /// Why a schedule was refused, if one was.
+    #[must_use]
+    pub fn refused_schedule(&self) -> Option<TooSmall> {
+        self.registered.iter().flatten().find_map(|r| r.as_ref().err().cloned())
     }
 
     /// The lines kept so far.

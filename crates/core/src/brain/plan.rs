@@ -10,8 +10,13 @@ use crate::config::{Evict, TooSmall};
 use crate::ids::{BlockId, TierId};
 use crate::schedule::{Coverage, Registered};
 
-/// Blocks whose bytes differ by less than this part of a slot count as equally worth keeping.
-const SIZE_CLASSES: u64 = 16;
+/// Blocks whose bytes differ by less than this part of a slot count as equally worth keeping; the first that is good
+/// enough.
+const SIZE_CLASSES: [u64; 3] = [16, 128, 1024];
+/// Blocks that differ by a byte differ.
+const SIZE_CLASSES_EXACT: u64 = u64::MAX;
+/// Uses per cycle of a block that is leased all the time: more than any other has.
+const STANDING_USES: u64 = u32::MAX as u64;
 
 /// What a tier must hold at once, in slots.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +24,15 @@ struct Needs {
     standing: usize,
     /// Of the largest step.
     step: usize,
+}
+
+/// A disk's part of a class of blocks, in slots.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    all: u64,
+    take: u64,
+    seen: u64,
+    taken: u64,
 }
 
 impl Brain {
@@ -203,7 +217,7 @@ impl Brain {
                 if uses[block.index()] == 0 {
                     order.push(block);
                 }
-                uses[block.index()] = u64::from(u32::MAX);
+                uses[block.index()] = STANDING_USES;
             }
             for (position, &block) in registered.order.iter().enumerate() {
                 if self.feeds(tier, registered.tier_at(position)) && !child_keeps(block) {
@@ -218,33 +232,84 @@ impl Brain {
     }
 
     /// Chooses blocks worth the most bytes per slot and cycle for `room` slots; among equals, evenly along the cycle.
+    /// What counts as equal is made finer until no more is lost by it than the largest block (invariant 5).
     fn spread(&self, wanted: &[(BlockId, u64)], room: usize) -> BitSet {
+        let worth = |&(block, uses): &(BlockId, u64)| u128::from(self.blocks[block.index()].bytes) * u128::from(uses);
+        let largest = wanted.iter().filter(|w| w.1 < STANDING_USES).map(worth).max().unwrap_or(0);
+        let best = self.most_worth(wanted, room);
+        for classes in SIZE_CLASSES {
+            let (kept, kept_worth) = self.spread_by_class(wanted, room, classes);
+            if kept_worth + largest >= best {
+                return kept;
+            }
+        }
+        self.spread_by_class(wanted, room, SIZE_CLASSES_EXACT).0
+    }
+
+    /// The most bytes per cycle that `room` slots could save if blocks could be split.
+    fn most_worth(&self, wanted: &[(BlockId, u64)], room: usize) -> u128 {
+        let (mut room, mut best) = (room as u128, 0);
+        let mut order: Vec<(u64, u128, u128)> = Vec::with_capacity(wanted.len());
+        for &(block, uses) in wanted {
+            let size = self.blocks[block.index()];
+            let slots = u64::from(size.slots.max(1));
+            order.push((
+                size.bytes.saturating_mul(uses) / slots,
+                u128::from(size.bytes) * u128::from(uses),
+                slots.into(),
+            ));
+        }
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, worth, slots) in order {
+            let take = slots.min(room);
+            best += worth * take / slots;
+            room -= take;
+        }
+        best
+    }
+
+    /// Keeps the classes worth most, and of the class that does not fit whole, blocks evenly along the cycle. Also
+    /// tells what they are worth, in bytes per cycle.
+    fn spread_by_class(&self, wanted: &[(BlockId, u64)], room: usize, classes: u64) -> (BitSet, u128) {
         let mut kept = BitSet::new(self.blocks.len());
-        let mut room = room as u64;
+        let (mut room, mut worth) = (room as u64, 0u128);
+        let mut wires = vec![Share::default(); self.disk_ahead_bytes.len()];
         let class = |&(block, uses): &(BlockId, u64)| {
             let size = self.blocks[block.index()];
-            (size.bytes * SIZE_CLASSES / (u64::from(size.slots) * self.slot_bytes)).saturating_mul(uses)
+            let slot_bytes = u128::from(size.slots) * u128::from(self.slot_bytes);
+            let class = u128::from(size.bytes) * u128::from(classes) / slot_bytes.max(1);
+            class * u128::from(uses)
         };
-        let mut classes: Vec<u64> = wanted.iter().map(class).collect();
-        classes.sort_unstable();
-        classes.dedup();
-        for &value in classes.iter().rev() {
-            let members = || wanted.iter().filter(|w| class(w) == value);
-            let all: u64 = members().map(|(b, _)| u64::from(self.blocks[b.index()].slots)).sum();
-            let take = all.min(room);
+        let mut order: Vec<(u128, usize)> = wanted.iter().enumerate().map(|(at, w)| (class(w), at)).collect();
+        order.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        for members in order.chunk_by(|a, b| a.0 == b.0) {
+            // Each disk by itself, or a rhythm of the plan could meet a rhythm of the disks and leave all to one of them.
+            wires.fill(Share::default());
+            for &(_, at) in members {
+                let size = self.blocks[wanted[at].0.index()];
+                wires[size.wire as usize].all += u64::from(size.slots);
+            }
+            let all: u64 = wires.iter().map(|w| w.all).sum();
+            let (take, mut before) = (all.min(room), 0);
+            for wire in &mut wires {
+                wire.take = (before + wire.all) * take / all - before * take / all;
+                before += wire.all;
+            }
             // Bresenham's line: a block is kept where the running share passes a whole slot.
-            let (mut seen, mut taken) = (0u64, 0u64);
-            for &(block, _) in members() {
-                let slots = u64::from(self.blocks[block.index()].slots);
-                seen += slots;
-                if taken + slots <= seen * take / all {
+            for &(_, at) in members {
+                let (block, uses) = wanted[at];
+                let (size, slots) = (self.blocks[block.index()], u64::from(self.blocks[block.index()].slots));
+                let wire = &mut wires[size.wire as usize];
+                wire.seen += slots;
+                if wire.taken + slots <= wire.seen * wire.take / wire.all {
                     kept.set(block.index(), true);
-                    taken += slots;
+                    wire.taken += slots;
+                    room -= slots;
+                    worth += u128::from(size.bytes) * u128::from(uses);
                 }
             }
-            room -= taken;
         }
-        kept
+        (kept, worth)
     }
 
     /// Blocks that a plan keeps in a tier, for reports.

@@ -76,7 +76,9 @@ impl Brain {
                         break;
                     }
                     let block = registered.order[position];
-                    if self.window_is_full(tier, block, &mut full) {
+                    if self.place(tier, block).broken {
+                        // Nobody waits for room for it.
+                    } else if self.window_is_full(tier, block, &mut full) {
                         if full == wires {
                             break;
                         }
@@ -111,7 +113,7 @@ impl Brain {
         let place = self.place(tier, block);
         let parent = self.tiers[tier.index()].parent;
         let ready = |parent: TierId| self.place(parent, block).state == State::Resident;
-        place.state == State::Absent && !place.broken && parent.is_none_or(ready)
+        place.state == State::Absent && parent.is_none_or(ready)
     }
 
     /// Speculation gets a quarter of the window, and nothing while the wire is busy with more.

@@ -66,10 +66,14 @@ impl Brain {
         }
     }
 
-    /// Uses until a block is used next, over all cursors; `None` if no cursor comes to it.
-    pub(crate) fn distance(&self, _tier: TierId, block: BlockId) -> Option<u64> {
+    /// Uses until a block is used next, over all cursors of schedules in which the tier plays a part; `None` if no
+    /// cursor comes to it.
+    pub(crate) fn distance(&self, tier: TierId, block: BlockId) -> Option<u64> {
         let mut nearest = None;
         for registered in self.schedules.iter().flatten() {
+            if registered.coverage.get(tier.index()).is_none_or(Option::is_none) {
+                continue;
+            }
             for sequence in &registered.sequences {
                 let Some(Some(cursor)) = self.cursors.get(sequence.index()) else { continue };
                 let distance = registered.distance(block, cursor.position);
