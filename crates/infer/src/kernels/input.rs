@@ -67,8 +67,8 @@ struct Layout {
     scales: usize,
     /// Sums: i32 one a group of 32, or i16 one for each 16 elements.
     sums: usize,
-    /// scale × sum, one a group of 32.
-    scaled_sums: usize,
+    /// scale × sum, one a group of 32; or i16 sums of 32, two to a word (groups of 256).
+    more_sums: usize,
     end: usize,
 }
 
@@ -77,18 +77,18 @@ impl Layout {
         match kind {
             Kind::F32 => {
                 let end = cols.next_multiple_of(LANES);
-                Self { wide: end, scales: end, sums: end, scaled_sums: end, end }
+                Self { wide: end, scales: end, sums: end, more_sums: end, end }
             }
             Kind::Q8Group32 => {
                 let (wide, groups) = (cols / 4, cols / 32);
                 let scales = wide + cols / 2;
-                Self { wide, scales, sums: scales + groups, scaled_sums: scales + 2 * groups, end: scales + 3 * groups }
+                Self { wide, scales, sums: scales + groups, more_sums: scales + 2 * groups, end: scales + 3 * groups }
             }
             Kind::Q8Group256 => {
                 let (wide, groups) = (cols / 4, cols / 256);
                 let sums = wide + groups;
-                let end = sums + cols / 32;
-                Self { wide, scales: wide, sums, scaled_sums: end, end }
+                let more_sums = sums + cols / 32;
+                Self { wide, scales: wide, sums, more_sums, end: more_sums + cols / 64 }
             }
         }
     }
@@ -118,6 +118,8 @@ pub(crate) struct Token256<'a> {
     pub scales: &'a [f32],
     /// Sum of each 16 values.
     pub sums: &'a [i16],
+    /// Sums s of each 32 values, two to a word: (s0, s2), (s1, s3), (s4, s6), (s5, s7).
+    pub pairs: &'a [i32],
 }
 
 impl<'a> Token32<'a> {
@@ -235,8 +237,8 @@ impl Input {
             q: bytemuck::cast_slice(&record[..layout.wide]),
             wide: bytemuck::cast_slice(&record[layout.wide..layout.scales]),
             scales: &record[layout.scales..layout.sums],
-            sums: bytemuck::cast_slice(&record[layout.sums..layout.scaled_sums]),
-            scaled_sums: &record[layout.scaled_sums..layout.end],
+            sums: bytemuck::cast_slice(&record[layout.sums..layout.more_sums]),
+            scaled_sums: &record[layout.more_sums..layout.end],
         }
     }
 
@@ -247,7 +249,8 @@ impl Input {
         Token256 {
             q: bytemuck::cast_slice(&record[..layout.wide]),
             scales: &record[layout.scales..layout.sums],
-            sums: bytemuck::cast_slice(&record[layout.sums..layout.end]),
+            sums: bytemuck::cast_slice(&record[layout.sums..layout.more_sums]),
+            pairs: bytemuck::cast_slice(&record[layout.more_sums..layout.end]),
         }
     }
 }
@@ -263,7 +266,7 @@ pub(super) fn quantise(kind: Kind, x: &[f32], record: &mut [f32]) {
         let (wide, rest) = rest.split_at_mut(layout.scales - layout.wide);
         let wide: &mut [i16] = bytemuck::cast_slice_mut(wide);
         let (scales, rest) = rest.split_at_mut(layout.sums - layout.scales);
-        let (sums, scaled_sums) = rest.split_at_mut(layout.scaled_sums - layout.sums);
+        let (sums, scaled_sums) = rest.split_at_mut(layout.more_sums - layout.sums);
         let sums: &mut [i32] = bytemuck::cast_slice_mut(sums);
         for (group, x) in x.chunks_exact(32).enumerate() {
             let q = &mut q[32 * group..32 * group + 32];
@@ -277,13 +280,18 @@ pub(super) fn quantise(kind: Kind, x: &[f32], record: &mut [f32]) {
             scaled_sums[group] = scales[group] * sum as f32;
         }
     } else {
-        let (scales, sums) = rest.split_at_mut(layout.sums - layout.scales);
+        let (scales, rest) = rest.split_at_mut(layout.sums - layout.scales);
+        let (sums, pairs) = rest.split_at_mut(layout.more_sums - layout.sums);
         let sums: &mut [i16] = bytemuck::cast_slice_mut(sums);
+        let pairs: &mut [i16] = bytemuck::cast_slice_mut(pairs);
         for (group, x) in x.chunks_exact(256).enumerate() {
             let q = &mut q[256 * group..256 * group + 256];
             scales[group] = quantise_group(x, q);
             for (sum, q) in sums[16 * group..16 * group + 16].iter_mut().zip(q.chunks_exact(16)) {
                 *sum = q.iter().map(|&q| i16::from(q)).sum();
+            }
+            for (place, sum) in [0, 2, 1, 3, 4, 6, 5, 7].into_iter().zip(sums[16 * group..].chunks_exact(2)) {
+                pairs[8 * group + place] = sum[0] + sum[1];
             }
         }
     }

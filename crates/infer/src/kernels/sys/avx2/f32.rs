@@ -314,11 +314,15 @@ const PANEL_COLS: usize = 256;
 /// Rows and tokens of a register tile: 12 accumulators, 3 activations, 1 weight.
 const TILE_ROWS: usize = 4;
 const TILE_TOKENS: usize = 3;
+/// Registers of a tile's part of the panel.
+const TILE_PANEL: usize = TILE_ROWS * PANEL_COLS / LANES;
 
+/// Registers in memory, so that they are aligned.
 struct Scratch {
-    panel: Vec<f32>,
-    /// Lanes of [token][row of the panel].
-    sums: Vec<f32>,
+    /// `[tile][column / 8][row of the tile]`.
+    panel: Vec<__m256>,
+    /// Lanes of `[token][row of the panel]`.
+    sums: Vec<__m256>,
 }
 
 std::thread_local! {
@@ -329,10 +333,10 @@ std::thread_local! {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rows_panel<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     SCRATCH.with_borrow_mut(|scratch| {
-        scratch.panel.resize(PANEL_ROWS * PANEL_COLS, 0.0);
-        let sums = x.batch() * PANEL_ROWS * LANES;
+        scratch.panel.resize(PANEL_ROWS * PANEL_COLS / LANES, _mm256_setzero_ps());
+        let sums = x.batch() * PANEL_ROWS;
         if scratch.sums.len() < sums {
-            scratch.sums.resize(sums, 0.0);
+            scratch.sums.resize(sums, _mm256_setzero_ps());
         }
         let row_bytes = x.cols() / S::ELEMENTS * S::GROUP_BYTES;
         for first in (0..rows).step_by(PANEL_ROWS) {
@@ -347,86 +351,77 @@ fn rows_panel<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'
 fn strip<S: Source>(weights: &[u8], (first, n): (usize, usize), x: &Input, scratch: &mut Scratch, out: &mut Out<'_>) {
     let (cols, batch) = (x.cols(), x.batch());
     let bytes = |elements: usize| elements / S::ELEMENTS * S::GROUP_BYTES;
-    let sums = &mut scratch.sums[..batch * PANEL_ROWS * LANES];
-    sums.fill(0.0);
+    let sums = &mut scratch.sums[..batch * PANEL_ROWS];
+    sums.fill(_mm256_setzero_ps());
     for start in (0..cols).step_by(PANEL_COLS) {
         let width = PANEL_COLS.min(cols - start);
         let padded = width.next_multiple_of(LANES);
-        for (row, panel) in scratch.panel.chunks_exact_mut(PANEL_COLS).take(n).enumerate() {
-            let row = &weights[row * bytes(cols)..(row + 1) * bytes(cols)];
-            // SAFETY: this function has the features.
-            unsafe { S::decode(&row[bytes(start)..bytes(start + width)], &mut panel[..width]) };
-            panel[width..padded].fill(0.0);
+        for (r, row) in weights.chunks_exact(bytes(cols)).enumerate() {
+            let row = &row[bytes(start)..bytes(start + width)];
+            fill_panel::<S>(row, width, &mut scratch.panel[r / TILE_ROWS * TILE_PANEL + r % TILE_ROWS..]);
         }
         for token in (0..batch).step_by(TILE_TOKENS) {
-            let sums = &mut sums[token * PANEL_ROWS * LANES..];
+            let sums = &mut sums[token * PANEL_ROWS..];
             for token in token + TILE_TOKENS..batch.min(token + 2 * TILE_TOKENS) {
+                // Each token's part is a stream too short for the processor to foresee.
                 prefetch(x.f32(token)[start..].as_ptr().cast(), 4 * padded);
             }
             let x = |t: usize| &x.f32(token + t)[start..start + padded];
-            match batch - token {
-                1 => tiles::<1>(&scratch.panel, n, [x(0)], sums),
-                2 => tiles::<2>(&scratch.panel, n, [x(0), x(1)], sums),
-                _ => tiles::<3>(&scratch.panel, n, [x(0), x(1), x(2)], sums),
+            for (tile, panel) in scratch.panel.chunks_exact(TILE_PANEL).take(n.div_ceil(TILE_ROWS)).enumerate() {
+                let sums = &mut sums[tile * TILE_ROWS..];
+                match batch - token {
+                    1 => multiply::<1>(panel, [x(0)], sums),
+                    2 => multiply::<2>(panel, [x(0), x(1)], sums),
+                    _ => multiply::<TILE_TOKENS>(panel, [x(0), x(1), x(2)], sums),
+                }
             }
         }
     }
-    for token in 0..batch {
-        let sums = &sums[token * PANEL_ROWS * LANES..];
-        for (out, lanes) in out.get(token, first, n).iter_mut().zip(sums.chunks_exact(LANES)) {
-            // SAFETY: `lanes` is 8 floats.
-            *out = sum_lanes(unsafe { _mm256_loadu_ps(lanes.as_ptr()) });
+    for (token, sums) in sums.chunks_exact(PANEL_ROWS).enumerate() {
+        for (out, &sum) in out.get(token, first, n).iter_mut().zip(sums) {
+            *out = sum_lanes(sum);
         }
     }
 }
 
-/// The `n` rows of a panel against `T` tokens.
+/// Decodes a part of a row to every [`TILE_ROWS`]th register of a panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn tiles<const T: usize>(panel: &[f32], n: usize, x: [&[f32]; T], sums: &mut [f32]) {
-    let mut row = 0;
-    while row + TILE_ROWS <= n {
-        tile::<TILE_ROWS, T>(&panel[row * PANEL_COLS..], x, &mut sums[row * LANES..]);
-        row += TILE_ROWS;
-    }
-    for row in row..n {
-        tile::<1, T>(&panel[row * PANEL_COLS..], x, &mut sums[row * LANES..]);
+fn fill_panel<S: Source>(row: &[u8], width: usize, panel: &mut [__m256]) {
+    let mut decoded = [0.0; PANEL_COLS];
+    // SAFETY: this function has the features.
+    unsafe { S::decode(row, &mut decoded[..width]) };
+    let registers = decoded[..width.next_multiple_of(LANES)].chunks_exact(LANES);
+    for (place, decoded) in panel.iter_mut().step_by(TILE_ROWS).zip(registers) {
+        // SAFETY: `decoded` is 8 floats.
+        *place = unsafe { _mm256_loadu_ps(decoded.as_ptr()) };
     }
 }
 
-/// `R` rows against `T` tokens, in registers.
+/// The rows of a tile's panel, side by side, against `T` tokens, in registers. Rows that were not filled give sums that
+/// nobody reads.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile<const R: usize, const T: usize>(panel: &[f32], x: [&[f32]; T], sums: &mut [f32]) {
+fn multiply<const T: usize>(panel: &[__m256], x: [&[f32]; T], sums: &mut [__m256]) {
     let width = x[0].len();
-    assert!(width <= PANEL_COLS && width.is_multiple_of(LANES) && x.iter().all(|x| x.len() == width));
-    assert!(panel.len() >= (R - 1) * PANEL_COLS + width && sums.len() >= ((T - 1) * PANEL_ROWS + R) * LANES);
-    let sum_at = |r: usize, t: usize| (t * PANEL_ROWS + r) * LANES;
-    let mut lanes = [[_mm256_setzero_ps(); T]; R];
-    for (r, lanes) in lanes.iter_mut().enumerate() {
-        for (t, lanes) in lanes.iter_mut().enumerate() {
-            // SAFETY: `sum_at + 8 <= sums.len()`, by the assertion.
-            *lanes = unsafe { _mm256_loadu_ps(sums.as_ptr().add(sum_at(r, t))) };
-        }
+    assert!(panel.len() >= width / LANES * TILE_ROWS && x.iter().all(|x| x.len() == width));
+    assert!(sums.len() >= (T - 1) * PANEL_ROWS + TILE_ROWS);
+    let mut lanes = [[_mm256_setzero_ps(); TILE_ROWS]; T];
+    for (t, lanes) in lanes.iter_mut().enumerate() {
+        lanes.copy_from_slice(&sums[t * PANEL_ROWS..t * PANEL_ROWS + TILE_ROWS]);
     }
-    for i in (0..width).step_by(LANES) {
-        let mut xs = [_mm256_setzero_ps(); T];
-        for (xs, x) in xs.iter_mut().zip(x) {
-            // SAFETY: `i + 8 <= width`, which is the length of every `x`.
-            *xs = unsafe { _mm256_loadu_ps(x.as_ptr().add(i)) };
-        }
-        for (r, lanes) in lanes.iter_mut().enumerate() {
-            // SAFETY: `r < R` and `i + 8 <= width`, so the panel has these 8 floats, by the assertion.
-            let w = unsafe { _mm256_loadu_ps(panel.as_ptr().add(r * PANEL_COLS + i)) };
-            for (lanes, x) in lanes.iter_mut().zip(xs) {
-                *lanes = _mm256_fmadd_ps(w, x, *lanes);
+    for i in 0..width / LANES {
+        // SAFETY: register `i` of every token, and registers `4 i..4 i + 4` of the panel, are there by the assertions.
+        unsafe {
+            let x = x.map(|x| _mm256_loadu_ps(x.as_ptr().add(i * LANES)));
+            for r in 0..TILE_ROWS {
+                let weights = *panel.get_unchecked(i * TILE_ROWS + r);
+                for t in 0..T {
+                    lanes[t][r] = _mm256_fmadd_ps(weights, x[t], lanes[t][r]);
+                }
             }
         }
     }
-    for (r, lanes) in lanes.iter().enumerate() {
-        for (t, &lanes) in lanes.iter().enumerate() {
-            // SAFETY: `sum_at + 8 <= sums.len()`, by the assertion.
-            unsafe { _mm256_storeu_ps(sums.as_mut_ptr().add(sum_at(r, t)), lanes) };
-        }
+    for (t, lanes) in lanes.iter().enumerate() {
+        sums[t * PANEL_ROWS..t * PANEL_ROWS + TILE_ROWS].copy_from_slice(lanes);
     }
 }

@@ -70,7 +70,7 @@ fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>
 fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe {
-        if x.batch() < packed::TOKENS_MIN {
+        if x.batch() < packed::TOKENS_MIN_32 || rows < packed::ROWS {
             q8::rows32::<Q>(weights, rows, x, out);
         } else {
             packed::rows32::<Q>(weights, rows, x, out);
@@ -81,7 +81,7 @@ fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) 
 fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe {
-        if x.batch() < packed::TOKENS_MIN {
+        if x.batch() < packed::TOKENS_MIN_256 || rows < packed::ROWS {
             q8::rows256::<Q>(weights, rows, x, out);
         } else {
             packed::rows256::<Q>(weights, rows, x, out);

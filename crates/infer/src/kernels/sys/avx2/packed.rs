@@ -2,38 +2,43 @@
 //! each row side by side, and then meet three tokens at a time in registers.
 //!
 //! A lane is a row here too, so integer sums need no reduction across lanes, and 16-bit sums are widened only when
-//! they might overflow. The sums are those of `q8.rs`, added in the same order: the same bits. A new type needs nothing here.
+//! they might overflow. The sums are those of `q8.rs`, added in the same order: the same bits. A new type needs nothing
+//! here.
 
 use super::super::super::blocks::{Floor, Group32, Group256};
 use super::super::super::input::{Input, Token32};
 use super::super::columns::Out;
-use super::q8::{Simd32, Simd256, prefetch};
+use super::q8::{Eight, LANES, Simd32, Simd256, gather_f16, prefetch};
 use core::arch::x86_64::*;
 use core::cell::RefCell;
 
-/// From this many tokens on, unpacking pays.
-pub(super) const TOKENS_MIN: usize = 4;
-/// Rows of a panel: two registers of eight lanes.
-const ROWS: usize = 16;
+/// Registers of eight rows in a panel.
 const HALVES: usize = 2;
-/// Tokens of a register tile.
+/// Rows of a panel.
+pub(super) const ROWS: usize = HALVES * LANES;
+/// Tokens of a register tile: six sums of 16 bits, six of 32, two weights, one activation.
 const TILE: usize = 3;
-/// Registers of a panel: with scales and activations it stays in the first-level cache.
+/// Registers of a panel's weights: 16 KiB, half of the first-level cache.
 const PANEL: usize = 512;
 
-/// A panel and the sums of its rows. Registers in memory, so that they are aligned.
+/// From this many tokens on, unpacking a 32-element type pays.
+pub(super) const TOKENS_MIN_32: usize = 8;
+/// From this many tokens on, unpacking a 256-element type pays.
+pub(super) const TOKENS_MIN_256: usize = 5;
+
+/// A panel and the sums of its rows.
 struct Scratch {
     /// `[group][step][half]`: four 8-bit columns (or two of 16 bits) of eight rows.
     weights: Vec<__m256i>,
-    /// `[group][half]`.
+    /// `[group]`: scales.
     scales: Vec<[__m256; HALVES]>,
-    /// `[group][half]`: minima, or scales of minima.
+    /// `[group]`: minima, or scales of minima.
     mins: Vec<[__m256; HALVES]>,
-    /// `[group][16][half]`: sub-scales, twice in each lane.
+    /// `[group][16]`: sub-scales, twice in each lane.
     subs: Vec<[__m256i; HALVES]>,
-    /// `[group][8][half]`: two sub-minima in each lane.
+    /// `[group][8]`: two sub-minima in each lane.
     sub_mins: Vec<[__m256i; HALVES]>,
-    /// `[token][half]`.
+    /// `[token]`.
     sums: Vec<[__m256; HALVES]>,
 }
 
@@ -57,10 +62,10 @@ impl Scratch {
         let zeros = [_mm256_setzero_ps(); HALVES];
         if self.weights.is_empty() {
             self.weights.resize(PANEL, zero);
-            self.scales.resize(PANEL / 16, zeros);
-            self.mins.resize(PANEL / 16, zeros);
-            self.subs.resize(PANEL / 128 * 16, [zero; HALVES]);
-            self.sub_mins.resize(PANEL / 128 * 8, [zero; HALVES]);
+            self.scales.resize(PANEL / (8 * HALVES), zeros);
+            self.mins.resize(PANEL / (8 * HALVES), zeros);
+            self.subs.resize(PANEL / (64 * HALVES) * 16, [zero; HALVES]);
+            self.sub_mins.resize(PANEL / (64 * HALVES) * 8, [zero; HALVES]);
         }
         if self.sums.len() < tokens {
             self.sums.resize(tokens, zeros);
@@ -72,80 +77,62 @@ impl Scratch {
 /// 32 bytes of each of eight rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn loaded(rows: &[[u8; 32]; 8]) -> [__m256i; 8] {
-    core::array::from_fn(|r| {
+fn loaded(rows: &[[u8; 32]; LANES]) -> [__m256i; LANES] {
+    let mut loaded = [_mm256_setzero_si256(); LANES];
+    for (loaded, row) in loaded.iter_mut().zip(rows) {
         // SAFETY: 32 bytes are readable.
-        unsafe { _mm256_loadu_si256(rows[r].as_ptr().cast()) }
-    })
+        *loaded = unsafe { _mm256_loadu_si256(row.as_ptr().cast()) };
+    }
+    loaded
 }
 
 /// Word `w` of each of eight rows becomes register `w`: lane = row.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn transpose(v: [__m256i; 8]) -> [__m256i; 8] {
-    let pairs = |a: usize| (_mm256_unpacklo_epi32(v[a], v[a + 1]), _mm256_unpackhi_epi32(v[a], v[a + 1]));
-    let (low0, high0) = pairs(0);
-    let (low2, high2) = pairs(2);
-    let (low4, high4) = pairs(4);
-    let (low6, high6) = pairs(6);
-    let first = [
-        _mm256_unpacklo_epi64(low0, low2),
-        _mm256_unpackhi_epi64(low0, low2),
-        _mm256_unpacklo_epi64(high0, high2),
-        _mm256_unpackhi_epi64(high0, high2),
-    ];
-    let second = [
-        _mm256_unpacklo_epi64(low4, low6),
-        _mm256_unpackhi_epi64(low4, low6),
-        _mm256_unpacklo_epi64(high4, high6),
-        _mm256_unpackhi_epi64(high4, high6),
-    ];
-    core::array::from_fn(|w| {
-        let (a, b) = (first[w % 4], second[w % 4]);
-        if w < 4 { _mm256_permute2x128_si256::<0x20>(a, b) } else { _mm256_permute2x128_si256::<0x31>(a, b) }
-    })
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn floats(lanes: &[f32; 8]) -> __m256 {
-    // SAFETY: 8 floats are readable.
-    unsafe { _mm256_loadu_ps(lanes.as_ptr()) }
-}
-
-/// The rows of a strip, the last repeated up to [`ROWS`].
-struct Strip<'a> {
-    weights: &'a [u8],
-    rows: usize,
-    row_bytes: usize,
-}
-
-impl<'a> Strip<'a> {
-    #[inline(always)]
-    fn group(&self, half: usize, lane: usize, group: usize, bytes: usize) -> &'a [u8] {
-        let at = (8 * half + lane).min(self.rows - 1) * self.row_bytes + group * bytes;
-        &self.weights[at..at + bytes]
+fn transpose(v: [__m256i; LANES]) -> [__m256i; LANES] {
+    let low = |a: usize| _mm256_unpacklo_epi32(v[a], v[a + 1]);
+    let high = |a: usize| _mm256_unpackhi_epi32(v[a], v[a + 1]);
+    let join = |a: __m256i, b: __m256i, c: __m256i, d: __m256i| {
+        [
+            _mm256_unpacklo_epi64(a, b),
+            _mm256_unpackhi_epi64(a, b),
+            _mm256_unpacklo_epi64(c, d),
+            _mm256_unpackhi_epi64(c, d),
+        ]
+    };
+    let first = join(low(0), low(2), high(0), high(2));
+    let second = join(low(4), low(6), high(4), high(6));
+    let mut words = v;
+    for w in 0..4 {
+        words[w] = _mm256_permute2x128_si256::<0x20>(first[w], second[w]);
+        words[w + 4] = _mm256_permute2x128_si256::<0x31>(first[w], second[w]);
     }
+    words
 }
 
-/// Calls `strip` for each sixteen rows, then writes the sums.
+/// Calls `multiply` for each sixteen rows, then writes the sums. The last sixteen overlap those before them: rows
+/// computed twice give the same bits twice. There are at least sixteen.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn strips(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>, multiply: impl Fn(&Strip<'_>, &mut Scratch)) {
-    let row_bytes = weights.len() / rows.max(1);
+fn strips(
+    weights: &[u8],
+    (rows, row_bytes): (usize, usize),
+    x: &Input,
+    out: &mut Out<'_>,
+    multiply: impl Fn([Eight; HALVES], &mut Scratch),
+) {
     SCRATCH.with_borrow_mut(|scratch| {
         for first in (0..rows).step_by(ROWS) {
-            let n = ROWS.min(rows - first);
-            let weights = &weights[first * row_bytes..(first + n) * row_bytes];
+            let first = first.min(rows - ROWS);
             scratch.ready(x.batch());
-            multiply(&Strip { weights, rows: n, row_bytes }, scratch);
+            let halves = [first, first + LANES].map(|first| Eight::rows(weights, first, row_bytes));
+            multiply(halves, scratch);
             for (token, sums) in scratch.sums[..x.batch()].iter().enumerate() {
-                let mut lanes = [0.0; ROWS];
-                for (lanes, &sum) in lanes.chunks_exact_mut(8).zip(sums) {
-                    // SAFETY: `lanes` is 8 floats.
-                    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+                let out = out.get(token, first, ROWS);
+                for (out, &sum) in out.chunks_exact_mut(LANES).zip(sums) {
+                    // SAFETY: `out` is 8 floats.
+                    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
                 }
-                out.get(token, first, n).copy_from_slice(&lanes[..n]);
             }
         }
     });
@@ -155,12 +142,6 @@ fn strips(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>, multiply: i
 #[inline(always)]
 fn fetch(words: &[i32], first: usize, n: usize) {
     prefetch(words[first..first + n].as_ptr().cast(), 4 * n);
-}
-
-/// A token's activations as the panel wants them.
-#[inline(always)]
-fn tile32_words<Q: Group32>(x: Token32<'_>) -> &[i32] {
-    if is_narrow(Q::UNSIGNED_MAX) { x.words() } else { x.wide_words() }
 }
 
 /// Whether unsigned integers of this size are kept as bytes; wider ones (Q8_0) are signed and 16 bits wide.
@@ -173,31 +154,27 @@ const fn steps32<Q: Group32>() -> usize {
     if is_narrow(Q::UNSIGNED_MAX) { 8 } else { 16 }
 }
 
-/// Steps of four columns whose 16-bit sums cannot overflow: 2 × 127 × max × steps < 2^15.
-const fn steps_before_widening(unsigned_max: u8) -> usize {
-    match unsigned_max {
-        0..=15 => 8,
-        16..=31 => 4,
-        32..=63 => 2,
-        _ => panic!("two products of this size overflow 16 bits"),
-    }
+/// A token's activations as the panel wants them.
+#[inline(always)]
+fn words32<Q: Group32>(x: Token32<'_>) -> &[i32] {
+    if is_narrow(Q::UNSIGNED_MAX) { x.words() } else { x.wide_words() }
 }
 
-/// Rows of a 32-element type against all tokens.
+/// Rows (at least [`ROWS`]) of a 32-element type against all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
-    let groups = x.cols() / 32;
-    let step = PANEL / (steps32::<Q>() * HALVES);
-    strips(weights, rows, x, out, |strip, scratch| {
+    let (groups, steps) = (x.cols() / 32, steps32::<Q>());
+    let step = PANEL / (steps * HALVES);
+    strips(weights, (rows, groups * Q::BYTES), x, out, |halves, scratch| {
         for first in (0..groups).step_by(step) {
             let n = step.min(groups - first);
             for g in 0..n {
-                pack32::<Q>(strip, first + g, g, scratch);
+                // SAFETY: `first + g` is one of a row's groups, `g` one of a panel's.
+                unsafe { pack32::<Q>(halves, first + g, g, scratch) };
             }
             for token in (0..x.batch()).step_by(TILE) {
-                let words = steps32::<Q>();
                 for token in token + TILE..x.batch().min(token + 2 * TILE) {
-                    fetch(tile32_words::<Q>(x.group32(token)), first * words, n * words);
+                    fetch(words32::<Q>(x.group32(token)), first * steps, n * steps);
                 }
                 match x.batch() - token {
                     1 => tile32::<Q, 1>(scratch, x, token, first, n),
@@ -210,32 +187,105 @@ pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mu
 }
 
 /// Unpacks group `group` of sixteen rows to place `at` of the panel.
+///
+/// # Safety
+/// The rows have that group.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn pack32<Q: Simd32>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut Scratch) {
+unsafe fn pack32<Q: Simd32>(halves: [Eight; HALVES], group: usize, at: usize, scratch: &mut Scratch) {
     let steps = steps32::<Q>();
     let place = &mut scratch.weights[at * steps * HALVES..(at + 1) * steps * HALVES];
-    for half in 0..HALVES {
-        let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
-        let mut bytes = [_mm256_setzero_si256(); 8];
-        for lane in 0..8 {
-            let group = strip.group(half, lane, group, Q::BYTES);
-            (scales[lane], mins[lane]) = Q::scales(group);
-            // SAFETY: this function has AVX2, and `group` is a group.
-            bytes[lane] = unsafe { Q::bytes(group) };
+    for (half, rows) in halves.into_iter().enumerate() {
+        let from = group * Q::BYTES;
+        let mut bytes = [_mm256_setzero_si256(); LANES];
+        // SAFETY: the rows have this group, by this function's contract.
+        unsafe {
+            for (lane, bytes) in bytes.iter_mut().enumerate() {
+                *bytes = Q::bytes(rows.bytes(lane, from, Q::BYTES));
+            }
+            scratch.scales[at][half] = gather_f16(rows, from);
+            if Q::HAS_MIN {
+                scratch.mins[at][half] = gather_f16(rows, from + 2);
+            }
         }
-        scratch.scales[at][half] = floats(&scales);
-        scratch.mins[at][half] = floats(&mins);
         if is_narrow(Q::UNSIGNED_MAX) {
             for (step, words) in transpose(bytes).into_iter().enumerate() {
                 place[step * HALVES + half] = words;
             }
             continue;
         }
-        let signed = bytes.map(|bytes| _mm256_sub_epi8(bytes, _mm256_set1_epi8(Q::OFFSET as i8)));
-        let low = signed.map(|q| _mm256_cvtepi8_epi16(_mm256_castsi256_si128(q)));
-        let high = signed.map(|q| _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(q)));
+        let (mut low, mut high) = (bytes, bytes);
+        for (lane, bytes) in bytes.into_iter().enumerate() {
+            let signed = _mm256_sub_epi8(bytes, _mm256_set1_epi8(Q::OFFSET as i8));
+            low[lane] = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(signed));
+            high[lane] = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(signed));
+        }
         for (step, words) in transpose(low).into_iter().chain(transpose(high)).enumerate() {
             place[step * HALVES + half] = words;
+        }
+    }
+}
+
+/// One tile's integers: `[token][half]`, lane = row.
+type Tile<const T: usize> = [[__m256i; HALVES]; T];
+
+/// 16-bit sums of `STEPS` × 4 byte columns of the panel times `T` tokens' words.
+///
+/// # Safety
+/// `STEPS` × [`HALVES`] registers are readable at `panel`, and `STEPS` words from `at` on at each of `words`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn narrow<const STEPS: usize, const T: usize>(
+    panel: *const __m256i,
+    words: &[*const i32; T],
+    at: usize,
+) -> Tile<T> {
+    let mut sums = [[_mm256_setzero_si256(); HALVES]; T];
+    for step in 0..STEPS {
+        // SAFETY: `step < STEPS`, by this function's contract.
+        let (weights, x): ([__m256i; HALVES], [i32; T]) = unsafe {
+            ([*panel.add(step * HALVES), *panel.add(step * HALVES + 1)], words.map(|words| *words.add(at + step)))
+        };
+        for t in 0..T {
+            let x = _mm256_set1_epi32(x[t]);
+            for h in 0..HALVES {
+                let pairs = _mm256_maddubs_epi16(weights[h], x);
+                sums[t][h] = if step == 0 { pairs } else { _mm256_add_epi16(sums[t][h], pairs) };
+            }
+        }
+    }
+    sums
+}
+
+/// 32-bit sums of 16 × 2 columns of 16 bits times `T` tokens' words.
+///
+/// # Safety
+/// As [`narrow`], for 16 steps.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn wide<const T: usize>(panel: *const __m256i, words: &[*const i32; T], at: usize) -> Tile<T> {
+    let mut sums = [[_mm256_setzero_si256(); HALVES]; T];
+    for step in 0..16 {
+        // SAFETY: `step < 16`, by this function's contract.
+        let (weights, x): ([__m256i; HALVES], [i32; T]) = unsafe {
+            ([*panel.add(step * HALVES), *panel.add(step * HALVES + 1)], words.map(|words| *words.add(at + step)))
+        };
+        for t in 0..T {
+            let x = _mm256_set1_epi32(x[t]);
+            for h in 0..HALVES {
+                sums[t][h] = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(weights[h], x));
+            }
+        }
+    }
+    sums
+}
+
+/// Adds to `sums` the 16-bit `pairs` times `factor`, widened.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_widened<const T: usize>(sums: &mut Tile<T>, pairs: Tile<T>, factor: [__m256i; HALVES]) {
+    for t in 0..T {
+        for h in 0..HALVES {
+            sums[t][h] = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs[t][h], factor[h]));
         }
     }
 }
@@ -244,40 +294,48 @@ fn pack32<Q: Simd32>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut S
 #[target_feature(enable = "avx2,fma,f16c")]
 fn tile32<Q: Group32, const T: usize>(scratch: &mut Scratch, x: &Input, token: usize, first: usize, n: usize) {
     let steps = steps32::<Q>();
-    let tokens: [_; T] = core::array::from_fn(|t| x.group32(token + t));
-    let words: [&[i32]; T] =
-        core::array::from_fn(|t| &tile32_words::<Q>(tokens[t])[first * steps..(first + n) * steps]);
+    let mut words = [core::ptr::null(); T];
+    let mut factors = [[&[][..]; 2]; T];
+    let mut offsets = [&[][..]; T];
+    for t in 0..T {
+        let x = x.group32(token + t);
+        words[t] = words32::<Q>(x)[first * steps..(first + n) * steps].as_ptr();
+        factors[t] = [&x.scales[first..first + n], &x.scaled_sums[first..first + n]];
+        offsets[t] = &x.sums[first..first + n];
+    }
     let panel = &scratch.weights[..n * steps * HALVES];
-    let mut sums: [[__m256; HALVES]; T] = core::array::from_fn(|t| scratch.sums[token + t]);
+    let (scales, mins) = (&scratch.scales[..n], &scratch.mins[..n]);
+    let mut sums = [[_mm256_setzero_ps(); HALVES]; T];
+    sums.copy_from_slice(&scratch.sums[token..token + T]);
     for g in 0..n {
-        let mut integers = [[_mm256_setzero_si256(); HALVES]; T];
-        let panel = &panel[g * steps * HALVES..(g + 1) * steps * HALVES];
-        let words: [&[i32]; T] = core::array::from_fn(|t| &words[t][g * steps..(g + 1) * steps]);
-        if is_narrow(Q::UNSIGNED_MAX) {
-            add_narrow::<T>(panel, words, steps_before_widening(Q::UNSIGNED_MAX), |_, pairs, t, h| {
-                integers[t][h] = _mm256_add_epi32(integers[t][h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            });
-        } else {
-            for (s, weights) in panel.chunks_exact(HALVES).enumerate() {
-                for t in 0..T {
-                    let x = _mm256_set1_epi32(words[t][s]);
-                    for h in 0..HALVES {
-                        integers[t][h] = _mm256_add_epi32(integers[t][h], _mm256_madd_epi16(weights[h], x));
-                    }
+        let (at, panel) = (g * steps, panel[g * steps * HALVES..].as_ptr());
+        let ones = [_mm256_set1_epi16(1); HALVES];
+        // SAFETY: group `g < n` has `steps` steps in the panel and in each token's words.
+        let integers = unsafe {
+            if !is_narrow(Q::UNSIGNED_MAX) {
+                wide::<T>(panel, &words, at)
+            } else {
+                let mut integers = [[_mm256_setzero_si256(); HALVES]; T];
+                // 16-bit sums stay below 2^15: 15 × 127 × 2 × 8, or 31 × 127 × 2 × 4.
+                if Q::UNSIGNED_MAX <= 15 {
+                    add_widened(&mut integers, narrow::<8, T>(panel, &words, at), ones);
+                } else {
+                    add_widened(&mut integers, narrow::<4, T>(panel, &words, at), ones);
+                    add_widened(&mut integers, narrow::<4, T>(panel.add(4 * HALVES), &words, at + 4), ones);
                 }
+                integers
             }
-        }
+        };
         for t in 0..T {
-            let x = tokens[t];
-            let offset = _mm256_set1_epi32(i32::from(Q::OFFSET) * x.sums[first + g]);
-            let (scale, min) = (_mm256_set1_ps(x.scales[first + g]), _mm256_set1_ps(x.scaled_sums[first + g]));
+            let offset = _mm256_set1_epi32(i32::from(Q::OFFSET) * offsets[t][g]);
+            let [scale, min] = factors[t].map(|factors| _mm256_set1_ps(factors[g]));
             for h in 0..HALVES {
-                let narrow = is_narrow(Q::UNSIGNED_MAX) && Q::OFFSET != 0;
-                let integers = if narrow { _mm256_sub_epi32(integers[t][h], offset) } else { integers[t][h] };
-                let scale = _mm256_mul_ps(scratch.scales[g][h], scale);
+                let shifted = is_narrow(Q::UNSIGNED_MAX) && Q::OFFSET != 0;
+                let integers = if shifted { _mm256_sub_epi32(integers[t][h], offset) } else { integers[t][h] };
+                let scale = _mm256_mul_ps(scales[g][h], scale);
                 sums[t][h] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(integers), sums[t][h]);
                 if Q::HAS_MIN {
-                    sums[t][h] = _mm256_fmadd_ps(scratch.mins[g][h], min, sums[t][h]);
+                    sums[t][h] = _mm256_fmadd_ps(mins[g][h], min, sums[t][h]);
                 }
             }
         }
@@ -285,45 +343,17 @@ fn tile32<Q: Group32, const T: usize>(scratch: &mut Scratch, x: &Input, token: u
     scratch.sums[token..token + T].copy_from_slice(&sums);
 }
 
-/// Products of byte columns with `T` tokens' words, summed in 16 bits over `steps` steps at a time; `widen(step, pairs,
-/// token, half)` takes each such sum.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn add_narrow<const T: usize>(
-    panel: &[__m256i],
-    words: [&[i32]; T],
-    steps: usize,
-    mut widen: impl FnMut(usize, __m256i, usize, usize),
-) {
-    assert!(words.iter().all(|words| words.len() * HALVES == panel.len()));
-    for (part, panel) in panel.chunks_exact(steps * HALVES).enumerate() {
-        let mut pairs = [[_mm256_setzero_si256(); HALVES]; T];
-        for (s, weights) in panel.chunks_exact(HALVES).enumerate() {
-            for t in 0..T {
-                let x = _mm256_set1_epi32(words[t][part * steps + s]);
-                for h in 0..HALVES {
-                    pairs[t][h] = _mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(weights[h], x));
-                }
-            }
-        }
-        for (t, pairs) in pairs.iter().enumerate() {
-            for (h, &pairs) in pairs.iter().enumerate() {
-                widen(part * steps, pairs, t, h);
-            }
-        }
-    }
-}
-
-/// Rows of a 256-element type against all tokens.
+/// Rows (at least [`ROWS`]) of a 256-element type against all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     let groups = x.cols() / 256;
     let step = PANEL / (64 * HALVES);
-    strips(weights, rows, x, out, |strip, scratch| {
+    strips(weights, (rows, groups * Q::BYTES), x, out, |halves, scratch| {
         for first in (0..groups).step_by(step) {
             let n = step.min(groups - first);
             for g in 0..n {
-                pack256::<Q>(strip, first + g, g, scratch);
+                // SAFETY: `first + g` is one of a row's groups, `g` one of a panel's.
+                unsafe { pack256::<Q>(halves, first + g, g, scratch) };
             }
             for token in (0..x.batch()).step_by(TILE) {
                 for token in token + TILE..x.batch().min(token + 2 * TILE) {
@@ -340,14 +370,18 @@ pub(super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &
 }
 
 /// Unpacks group `group` of sixteen rows to place `at` of the panel.
+///
+/// # Safety
+/// The rows have that group.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn pack256<Q: Simd256>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut Scratch) {
-    for half in 0..HALVES {
-        let (mut scales, mut min_scales) = ([0.0; 8], [0.0; 8]);
-        let (mut subs, mut mins) = ([[[0; 32]; 8]; 2], [[0; 32]; 8]);
-        for lane in 0..8 {
-            let group = strip.group(half, lane, group, Q::BYTES);
-            let all = Q::scales(group);
+unsafe fn pack256<Q: Simd256>(halves: [Eight; HALVES], group: usize, at: usize, scratch: &mut Scratch) {
+    for (half, rows) in halves.into_iter().enumerate() {
+        // SAFETY: the rows have this group, by this function's contract.
+        let group = |lane: usize| unsafe { rows.bytes(lane, group * Q::BYTES, Q::BYTES) };
+        let (mut scales, mut min_scales) = ([0.0; LANES], [0.0; LANES]);
+        let (mut subs, mut mins) = ([[[0; 32]; LANES]; 2], [[0; 32]; LANES]);
+        for lane in 0..LANES {
+            let all = Q::scales(group(lane));
             (scales[lane], min_scales[lane]) = (all.scale, all.min_scale);
             for (j, (sub, min)) in all.sub.into_iter().zip(all.min).enumerate() {
                 let twice = u32::from(sub as u16) * 0x0001_0001;
@@ -355,13 +389,16 @@ fn pack256<Q: Simd256>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut
                 mins[lane][2 * j..2 * j + 2].copy_from_slice(&min.to_le_bytes());
             }
         }
-        scratch.scales[at][half] = floats(&scales);
-        scratch.mins[at][half] = floats(&min_scales);
+        // SAFETY: both are 8 floats.
+        unsafe {
+            scratch.scales[at][half] = _mm256_loadu_ps(scales.as_ptr());
+            scratch.mins[at][half] = _mm256_loadu_ps(min_scales.as_ptr());
+        }
         for run in 0..8 {
-            let mut bytes = [_mm256_setzero_si256(); 8];
+            let mut bytes = [_mm256_setzero_si256(); LANES];
             for (lane, bytes) in bytes.iter_mut().enumerate() {
                 // SAFETY: this function has AVX2, and this is a group.
-                *bytes = unsafe { Q::bytes(strip.group(half, lane, group, Q::BYTES), run) };
+                *bytes = unsafe { Q::bytes(group(lane), run) };
             }
             for (step, words) in transpose(bytes).into_iter().enumerate() {
                 scratch.weights[((at * 8 + run) * 8 + step) * HALVES + half] = words;
@@ -381,28 +418,45 @@ fn pack256<Q: Simd256>(strip: &Strip<'_>, group: usize, at: usize, scratch: &mut
 /// `n` groups of the panel, which are groups `first..` of the rows, against `T` tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn tile256<Q: Group256, const T: usize>(scratch: &mut Scratch, x: &Input, token: usize, first: usize, n: usize) {
-    let tokens: [_; T] = core::array::from_fn(|t| x.group256(token + t));
-    let mut sums: [[__m256; HALVES]; T] = core::array::from_fn(|t| scratch.sums[token + t]);
+    let mut words = [core::ptr::null(); T];
+    let mut sum_words = [&[][..]; T];
+    let mut factors = [&[][..]; T];
+    for t in 0..T {
+        let x = x.group256(token + t);
+        words[t] = x.words()[64 * first..64 * (first + n)].as_ptr();
+        sum_words[t] = &x.sum_words()[8 * first..8 * (first + n)];
+        factors[t] = &x.scales[first..first + n];
+    }
+    let mut sums = [[_mm256_setzero_ps(); HALVES]; T];
+    sums.copy_from_slice(&scratch.sums[token..token + T]);
     for g in 0..n {
+        let panel = scratch.weights[g * 64 * HALVES..(g + 1) * 64 * HALVES].as_ptr();
         let mut integers = [[_mm256_setzero_si256(); HALVES]; T];
-        let panel = &scratch.weights[g * 64 * HALVES..(g + 1) * 64 * HALVES];
-        let subs = &scratch.subs[g * 16..(g + 1) * 16];
-        let at = first + g;
-        let words: [&[i32]; T] = core::array::from_fn(|t| &tokens[t].words()[64 * at..64 * at + 64]);
-        add_narrow::<T>(panel, words, steps_before_widening(Q::UNSIGNED_MAX), |step, pairs, t, h| {
-            integers[t][h] = _mm256_add_epi32(integers[t][h], _mm256_madd_epi16(pairs, subs[step / 4][h]));
-        });
+        for (sub, subs) in scratch.subs[g * 16..(g + 1) * 16].iter().enumerate() {
+            let at = 64 * g + 4 * sub;
+            // SAFETY: sub-group `sub < 16` of group `g < n` has four steps in the panel and in each token's words.
+            // 16-bit sums stay below 2^15: 31 × 127 × 2 × 4, or 63 × 127 × 2 × 2.
+            unsafe {
+                let panel = panel.add(4 * sub * HALVES);
+                if Q::UNSIGNED_MAX <= 31 {
+                    add_widened(&mut integers, narrow::<4, T>(panel, &words, at), *subs);
+                } else {
+                    add_widened(&mut integers, narrow::<2, T>(panel, &words, at), *subs);
+                    add_widened(&mut integers, narrow::<2, T>(panel.add(2 * HALVES), &words, at + 2), *subs);
+                }
+            }
+        }
         let mut mins = [[_mm256_setzero_si256(); HALVES]; T];
         for (j, sub_mins) in scratch.sub_mins[g * 8..(g + 1) * 8].iter().enumerate() {
             for t in 0..T {
-                let pair = _mm256_set1_epi32(tokens[t].sum_words()[8 * at + j]);
+                let pair = _mm256_set1_epi32(sum_words[t][8 * g + j]);
                 for h in 0..HALVES {
                     mins[t][h] = _mm256_add_epi32(mins[t][h], _mm256_madd_epi16(sub_mins[h], pair));
                 }
             }
         }
         for t in 0..T {
-            let x_scale = _mm256_set1_ps(tokens[t].scales[at]);
+            let x_scale = _mm256_set1_ps(factors[t][g]);
             for h in 0..HALVES {
                 let scale = _mm256_mul_ps(scratch.scales[g][h], x_scale);
                 if Q::FLOOR == Floor::Offset32 {
