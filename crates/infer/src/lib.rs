@@ -18,5 +18,6 @@ pub mod kv;
 pub mod plan;
 pub mod rope;
 pub mod sampling;
+pub mod tokenizer;
 
 pub use error::InferError;

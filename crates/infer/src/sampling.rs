@@ -401,7 +401,11 @@ mod tests {
         assert_distribution(huge, &LOGITS, &[1.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
         let wide = [f32::MAX, f32::MIN, 0.0];
         assert!(draws(warm(), &wide, 50).iter().all(|&token| token == 0));
-        assert_distribution(SamplingParams { temperature: f32::MAX, ..warm() }, &wide, &[1.0, (-2.0f64).exp(), (-1.0f64).exp()]);
+        assert_distribution(
+            SamplingParams { temperature: f32::MAX, ..warm() },
+            &wide,
+            &[1.0, (-2.0f64).exp(), (-1.0f64).exp()],
+        );
     }
 
     #[test]
