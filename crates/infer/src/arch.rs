@@ -14,8 +14,6 @@ mod gguf;
 mod hf;
 mod keys;
 mod names;
-#[cfg(test)]
-mod tests;
 
 use crate::InferError;
 use crate::backend::RopePairs;

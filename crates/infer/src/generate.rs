@@ -77,11 +77,18 @@ impl Runtime {
     /// As [`Model::open`]; [`InferError::Input`] for options out of their range; [`InferError::Device`] if the GPU
     /// can't do what the model needs.
     pub fn open(engine: Engine, options: RuntimeOptions) -> Result<Self, InferError> {
-        let pool_of = |options: &RuntimeOptions| {
-            let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-            Arc::new(Pool::new(if options.threads == 0 { cores() } else { options.threads }))
-        };
-        let (pool, activations) = (pool_of(&options), options.activations);
+        #[cfg(feature = "gpu")]
+        if let Some(context) = engine.gpu() {
+            let kernels = crate::gpu::GpuKernels::new(context)?;
+            let reserving = engine.clone();
+            let backends = move || -> Result<Box<dyn Backend>, InferError> {
+                Ok(Box::new(crate::gpu::GpuBackend::new(&kernels, Some(&reserving))?))
+            };
+            return Self::new(engine, options, Box::new(backends), false);
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let pool = Arc::new(Pool::new(if options.threads == 0 { cores() } else { options.threads }));
+        let activations = options.activations;
         let backends = move || -> Result<Box<dyn Backend>, InferError> {
             Ok(Box::new(CpuBackend::new(Arc::clone(&pool), activations)))
         };
@@ -136,7 +143,7 @@ impl Runtime {
             let cause = format!("{context} positions, where the model was made for 1 to {}", spec.context);
             return Err(input("context (--ctx)", cause, "use a context in that range"));
         }
-        let fitting = self.options.scratch_bytes / bytes_per_token(spec).max(1);
+        let fitting = self.scratch_bytes()? / bytes_per_token(spec).max(1);
         let fitting = usize::try_from(fitting).unwrap_or(usize::MAX).max(1);
         let shape = DecoderShape { context, chunk: self.options.chunk.min(fitting).min(context) };
         let reservation = if self.on_host {
@@ -149,6 +156,22 @@ impl Runtime {
         let label = format!("session {number}");
         let decoder = Decoder::new(Arc::clone(&self.model), (self.backends)()?, &label, shape, reservation)?;
         Ok(Session { decoder, eos: spec.eos.clone(), logits: Vec::new() })
+    }
+}
+
+/// Activations in a tier take this part of its budget at most.
+const SCRATCH_SHARE: u64 = 8;
+
+impl Runtime {
+    /// Most bytes of a session's activations: where they count in a budget, they leave most of it to weights.
+    fn scratch_bytes(&self) -> Result<u64, InferError> {
+        if self.on_host {
+            return Ok(self.options.scratch_bytes);
+        }
+        let tiers = self.engine().stats()?.tiers;
+        let tier = tiers.get(self.engine().compute_tier().index());
+        let share = tier.map_or(u64::MAX, |tier| tier.budget_bytes / SCRATCH_SHARE);
+        Ok(self.options.scratch_bytes.min(share))
     }
 }
 

@@ -13,6 +13,8 @@ pub mod cpu;
 pub mod decoder;
 mod error;
 pub mod generate;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod kernels;
 pub mod kv;
 pub mod plan;

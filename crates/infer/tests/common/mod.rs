@@ -104,3 +104,84 @@ pub fn difference(got: &[f32], expected: &[f32]) -> f32 {
 pub fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
+
+/// A directory of its own, removed in the end.
+pub struct TempDir(pub PathBuf);
+
+impl TempDir {
+    pub fn new(label: &str) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("overspill-infer-{label}-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // What is left over is in the system's directory for such files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A tensor in f32.
+#[derive(Clone, Debug)]
+pub struct Plain {
+    pub shape: Vec<u64>,
+    pub values: Vec<f32>,
+}
+
+/// A Hugging Face model of f32, whole in memory.
+#[derive(Clone, Debug)]
+pub struct PlainModel {
+    pub config: Value,
+    pub tensors: std::collections::BTreeMap<String, Plain>,
+}
+
+impl PlainModel {
+    pub fn read(name: &str) -> Self {
+        let directory = fixture("oracles").join(name);
+        let files = overspill::formats::open(&directory).unwrap();
+        let overspill::formats::Metadata::HuggingFace { config, .. } = &files.metadata else { panic!("{name}") };
+        let mut tensors = std::collections::BTreeMap::new();
+        for tensor in files.catalog.tensors() {
+            assert_eq!(tensor.dtype, overspill::DType::F32);
+            let file = std::fs::read(files.catalog.path(tensor.file)).unwrap();
+            let bytes = &file[tensor.offset as usize..(tensor.offset + tensor.bytes) as usize];
+            let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            tensors.insert(tensor.name.clone(), Plain { shape: tensor.shape.clone(), values });
+        }
+        Self { config: config.clone(), tensors }
+    }
+
+    fn specs(&self) -> Vec<overspill::formats::write::TensorSpec> {
+        let spec = |(name, t): (&String, &Plain)| overspill::formats::write::TensorSpec {
+            name: name.clone(),
+            dtype: overspill::DType::F32,
+            shape: t.shape.clone(),
+        };
+        self.tensors.iter().map(spec).collect()
+    }
+
+    fn fill(&self, mut file: overspill::formats::write::TensorFile) {
+        for tensor in self.tensors.values() {
+            let bytes: Vec<u8> = tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            file.write(&bytes).unwrap();
+        }
+        file.finish().unwrap();
+    }
+
+    /// Writes it as a directory.
+    pub fn write(&self, directory: &Path) {
+        std::fs::write(directory.join("config.json"), self.config.to_string()).unwrap();
+        let path = directory.join("model.safetensors");
+        self.fill(overspill::formats::write::TensorFile::create_safetensors(&path, &self.specs()).unwrap());
+    }
+
+    /// Writes its tensors as a GGUF file.
+    pub fn write_gguf(&self, path: &Path, pairs: &[(String, overspill::formats::GgufValue)]) {
+        self.fill(overspill::formats::write::TensorFile::create_gguf(path, pairs, &self.specs()).unwrap());
+    }
+}

@@ -321,12 +321,16 @@ const TILE_PANEL: usize = TILE_ROWS * PANEL_COLS / LANES;
 struct Scratch {
     /// `[tile][column / 8][row of the tile]`.
     panel: Vec<__m256>,
+    /// A part of a row, before it goes there.
+    decoded: [f32; PANEL_COLS],
     /// Lanes of `[token][row of the panel]`.
     sums: Vec<__m256>,
 }
 
 std::thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { panel: Vec::new(), sums: Vec::new() }) };
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch { panel: Vec::new(), decoded: [0.0; PANEL_COLS], sums: Vec::new() })
+    };
 }
 
 /// Many tokens: 16 rows × 256 columns are decoded once, then meet all tokens from the cache.
@@ -358,7 +362,8 @@ fn strip<S: Source>(weights: &[u8], (first, n): (usize, usize), x: &Input, scrat
         let padded = width.next_multiple_of(LANES);
         for (r, row) in weights.chunks_exact(bytes(cols)).enumerate() {
             let row = &row[bytes(start)..bytes(start + width)];
-            fill_panel::<S>(row, width, &mut scratch.panel[r / TILE_ROWS * TILE_PANEL + r % TILE_ROWS..]);
+            let place = &mut scratch.panel[r / TILE_ROWS * TILE_PANEL + r % TILE_ROWS..];
+            fill_panel::<S>(row, width, &mut scratch.decoded, place);
         }
         for token in (0..batch).step_by(TILE_TOKENS) {
             let sums = &mut sums[token * PANEL_ROWS..];
@@ -386,10 +391,10 @@ fn strip<S: Source>(weights: &[u8], (first, n): (usize, usize), x: &Input, scrat
 
 /// Decodes a part of a row to every [`TILE_ROWS`]th register of a panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_panel<S: Source>(row: &[u8], width: usize, panel: &mut [__m256]) {
-    let mut decoded = [0.0; PANEL_COLS];
+fn fill_panel<S: Source>(row: &[u8], width: usize, decoded: &mut [f32; PANEL_COLS], panel: &mut [__m256]) {
     // SAFETY: this function has the features.
     unsafe { S::decode(row, &mut decoded[..width]) };
+    decoded[width..width.next_multiple_of(LANES)].fill(0.0);
     let registers = decoded[..width.next_multiple_of(LANES)].chunks_exact(LANES);
     for (place, decoded) in panel.iter_mut().step_by(TILE_ROWS).zip(registers) {
         // SAFETY: `decoded` is 8 floats.

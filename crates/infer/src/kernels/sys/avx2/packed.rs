@@ -228,6 +228,16 @@ unsafe fn pack32<Q: Simd32>(halves: [Eight; HALVES], group: usize, at: usize, sc
 /// One tile's integers: `[token][half]`, lane = row.
 type Tile<const T: usize> = [[__m256i; HALVES]; T];
 
+/// Returns `v`, which the compiler may no longer look into. Without it, sums are reordered until they no longer fit the
+/// registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn keep(mut v: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}
+
 /// 16-bit sums of `STEPS` × 4 byte columns of the panel times `T` tokens' words.
 ///
 /// # Safety
@@ -249,7 +259,7 @@ unsafe fn narrow<const STEPS: usize, const T: usize>(
             let x = _mm256_set1_epi32(x[t]);
             for h in 0..HALVES {
                 let pairs = _mm256_maddubs_epi16(weights[h], x);
-                sums[t][h] = if step == 0 { pairs } else { _mm256_add_epi16(sums[t][h], pairs) };
+                sums[t][h] = keep(if step == 0 { pairs } else { _mm256_add_epi16(sums[t][h], pairs) });
             }
         }
     }
@@ -272,7 +282,7 @@ unsafe fn wide<const T: usize>(panel: *const __m256i, words: &[*const i32; T], a
         for t in 0..T {
             let x = _mm256_set1_epi32(x[t]);
             for h in 0..HALVES {
-                sums[t][h] = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(weights[h], x));
+                sums[t][h] = keep(_mm256_add_epi32(sums[t][h], _mm256_madd_epi16(weights[h], x)));
             }
         }
     }

@@ -1,0 +1,358 @@
+//! The words of the command line. Their meaning is in the modules of the same names; here they are only parsed and
+//! checked one by one.
+
+use crate::sizes::Size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Sizes: 512MiB, 4GiB, 1.5GB, a number of bytes, or 50% of the model's weights.
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the model's files are bad or absent,
+            4 it does not fit (the smallest budget that works is named), 130 after Ctrl-C.";
+
+/// Runs models that are larger than memory: weights are paged between GPU, RAM and NVMe.
+#[derive(Debug, Parser)]
+#[command(name = "overspill", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text (or token ids) within budgets of memory
+    Run(Box<RunArgs>),
+    /// Show what a model consists of and what of it fits where
+    Inspect(InspectArgs),
+    /// Show what this machine offers: adapters, I/O, limits, the speed of each wire
+    Doctor(DoctorArgs),
+    /// Write a synthetic model with random weights
+    Synth(SynthArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page (roff)
+    Man,
+}
+
+impl Command {
+    /// Whether results, and so errors too, are wanted as JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Run(args) => args.json,
+            Self::Inspect(args) => args.json,
+            Self::Doctor(args) => args.json,
+            Self::Synth(args) => args.json,
+            Self::Completions(_) | Self::Man => false,
+        }
+    }
+
+    /// Whether it may look for GPUs.
+    pub fn looks_at_adapters(&self) -> bool {
+        match self {
+            Self::Run(args) => args.placement.device != DeviceArg::Cpu,
+            Self::Inspect(_) | Self::Doctor(_) => true,
+            Self::Synth(_) | Self::Completions(_) | Self::Man => false,
+        }
+    }
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
+pub struct RunArgs {
+    /// A Hugging Face directory (config.json, tokenizer.json, *.safetensors) or a .gguf file
+    pub model: PathBuf,
+    /// The text to go on from [default: standard input, if it is no terminal]
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_ids", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The token ids to go on from; needs no tokenizer
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', num_args = 1)]
+    pub prompt_ids: Option<Vec<u32>>,
+    /// How many tokens to generate at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Room for the KV cache when the CPU computes, beside --ram [default: what --ctx needs]
+    #[arg(long, value_name = "SIZE")]
+    pub kv: Option<Size>,
+    /// Tokens of context, prompt included [default: prompt and new tokens, at most what the model was made for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub ctx: Option<u64>,
+    /// Precision of activations that meet quantised weights
+    #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
+    pub activations: ActivationsArg,
+    /// Threads that compute [default: the cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub threads: Option<u64>,
+    /// Write what the engine does (reads, evictions, stalls) to a file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Also give the logits after the prompt's last token (with --json)
+    #[arg(long, requires = "json")]
+    pub logits: bool,
+    /// Print one JSON object instead of the text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How the next token is chosen.
+#[derive(Args, Debug)]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token [default: 0 with --prompt-ids, else 0.8]
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    pub temperature: Option<f32>,
+    /// Choose among the K likeliest tokens only; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: u32,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
+    pub top_p: f32,
+    /// Seed of the random choice: the same seed gives the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Where weights are and how they get there.
+#[derive(Args, Debug)]
+pub struct PlacementArgs {
+    /// What computes; auto takes a real GPU if there is one
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    /// Part of an adapter's name, as `overspill doctor` lists them; a software one must be named
+    #[arg(long, value_name = "NAME")]
+    pub adapter: Option<String>,
+    /// Bytes of GPU memory for weights, KV cache and scratch [default: what is free, less a reserve]
+    #[arg(long, value_name = "SIZE")]
+    pub vram: Option<Size>,
+    /// Bytes of host memory for weights [default: what is free, less a reserve]
+    #[arg(long, value_name = "SIZE")]
+    pub ram: Option<Size>,
+    /// Which block goes when room is needed
+    #[arg(long, value_enum, default_value_t = EvictArg::Auto)]
+    pub evict: EvictArg,
+    /// Whether blocks are read before they are asked for
+    #[arg(long, value_enum, default_value_t = PrefetchArg::Auto)]
+    pub prefetch: PrefetchArg,
+    /// How files are read
+    #[arg(long, value_enum, default_value_t = IoArg::Auto)]
+    pub io: IoArg,
+    /// How layers are divided between processors; auto computes all of them on --device
+    #[arg(long, value_enum, default_value_t = SplitArg::Auto)]
+    pub split: SplitArg,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = EXIT_CODES)]
+pub struct InspectArgs {
+    /// A Hugging Face directory or a .gguf file
+    pub model: PathBuf,
+    /// List every tensor by itself, not one line for the same tensor of all layers
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The disk to measure: a model, any file of 16 MiB or more, or a directory to write a temporary file of 256 MiB into
+    #[arg(long, value_name = "PATH", default_value = ".")]
+    pub path: PathBuf,
+    /// Measure nothing, only look
+    #[arg(long)]
+    pub no_bench: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `synth`.
+#[derive(Args, Debug)]
+pub struct SynthArgs {
+    #[command(flatten)]
+    pub shape: SynthShape,
+    /// Element type of the matrices (norms stay f32 where quantised types demand it)
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub dtype: String,
+    /// File format
+    #[arg(long, value_enum, default_value_t = FormatArg::Safetensors)]
+    pub format: FormatArg,
+    /// Seed of the weights: the same seed gives the same bytes
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// How unequally experts are chosen, 0 to 8; 0 makes all alike, 1 is like the frequency of words
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub expert_skew: f32,
+    /// Where to write: a directory for safetensors, a .gguf file for GGUF
+    #[arg(long, short, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Write over what is there
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where a synthetic model's shape comes from.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct SynthShape {
+    /// A shape by name; an unknown name lists all
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// The config.json of any supported model
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Arguments of `completions`.
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// A real GPU if there is one, else the CPU
+    Auto,
+    /// A GPU
+    Gpu,
+    /// The CPU; no GPU tier is made
+    Cpu,
+}
+
+/// Eviction policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EvictArg {
+    /// planned where the order of use is known, else lru
+    Auto,
+    /// The least recently used block
+    Lru,
+    /// The block whose next use is furthest away
+    NextUse,
+    /// A set of blocks stays, spread evenly between those that stream
+    Planned,
+}
+
+/// Prefetch policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrefetchArg {
+    /// As far ahead as keeps the disk busy
+    Auto,
+    /// Only what is asked for
+    Off,
+}
+
+/// I/O backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IoArg {
+    /// The best that works here
+    Auto,
+    /// io_uring with direct I/O
+    Uring,
+    /// Positional reads by a pool of threads
+    Pread,
+    /// A memory map
+    Mmap,
+}
+
+/// Division of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// All layers on the device
+    Auto,
+}
+
+/// Precision of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ActivationsArg {
+    /// Single precision everywhere
+    F32,
+    /// 8 bits where weights are quantised; float weights still meet single precision
+    Q8,
+}
+
+/// Formats of synthetic models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// A directory with config.json and safetensors
+    Safetensors,
+    /// One GGUF file
+    Gguf,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("a number from 0 up is wanted, such as 0.8".to_owned()),
+    }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("a number above 0 and up to 1 is wanted, such as 0.95".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_contracts_words_are_understood() {
+        let line = "overspill run m --prompt-ids 1,2,3 --max-new-tokens 4 --temperature 0.5 --top-k 3 --top-p 0.9 --seed 7 \
+             --device gpu --adapter llvm --vram 50% --ram 1.5GB --evict next-use --prefetch off --io uring --kv 1MiB \
+             --ctx 64 --split auto --activations f32 --threads 2 --trace t --logits --json";
+        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
+        assert_eq!(args.prompt_ids, Some(vec![1, 2, 3]));
+        assert_eq!(args.placement.ram, Some(Size::Bytes(1_500_000_000)));
+        assert_eq!(args.placement.vram, Some(Size::Percent(50.0)));
+        assert_eq!((args.placement.evict, args.placement.io), (EvictArg::NextUse, IoArg::Uring));
+        let line = "overspill synth --preset p --dtype q4_0 --format gguf --seed 1 -o x";
+        assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
+    }
+
+    #[test]
+    fn nonsense_is_refused_word_by_word() {
+        for line in [
+            "run",
+            "run m --temperature -1",
+            "run m --temperature nan",
+            "run m --top-p 0",
+            "run m --top-p 1.5",
+            "run m --ctx 0",
+            "run m --threads 0",
+            "run m --ram lots",
+            "run m --evict fifo",
+            "run m --prompt a --prompt-ids 1",
+            "run m --prompt-ids 1,x",
+            "run m --prompt-ids -1",
+            "run m --logits",
+            "synth -o x",
+            "synth --preset a --config b -o x",
+            "completions tcl",
+        ] {
+            assert!(Cli::try_parse_from(["overspill"].into_iter().chain(line.split(' '))).is_err(), "{line}");
+        }
+    }
+}

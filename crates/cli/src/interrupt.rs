@@ -1,0 +1,28 @@
+//! Ctrl-C: the first asks the work to stop in good order, the second ends the process at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// The exit code after Ctrl-C.
+const CODE: i32 = 130;
+
+/// Takes Ctrl-C over from the system. Before this is called, and if it cannot be, Ctrl-C ends the process at once.
+pub fn install() {
+    // A failure leaves the system's own handling, which ends the process: that is acceptable.
+    let _ = ctrlc::set_handler(|| {
+        if ASKED.swap(true, Ordering::SeqCst) {
+            std::process::exit(CODE);
+        }
+    });
+}
+
+/// Set by the first Ctrl-C.
+pub fn flag() -> &'static AtomicBool {
+    &ASKED
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn asked() -> bool {
+    ASKED.load(Ordering::Relaxed)
+}

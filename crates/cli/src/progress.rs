@@ -1,0 +1,42 @@
+//! Progress bars and spinners: on standard error, and only if that is a terminal (indicatif hides them otherwise).
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
+
+/// A bar over bytes. It vanishes when it is done or dropped.
+pub fn bytes(total_bytes: u64, what: &str) -> ProgressBar {
+    let style = "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+    bar(total_bytes, what, style)
+}
+
+/// A bar over tokens.
+pub fn tokens(total: u64, what: &str) -> ProgressBar {
+    bar(total, what, "{msg} [{bar:30}] {pos}/{len} tokens {eta}")
+}
+
+/// A spinner for work of unknown length.
+pub fn spinner(what: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}
+
+fn bar(total: u64, what: &str, style: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_templates_are_valid() {
+        for bar in [bytes(1, "a"), tokens(1, "b")] {
+            assert!(bar.is_hidden() || bar.length() == Some(1));
+        }
+        for style in ["{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"] {
+            assert!(ProgressStyle::with_template(style).is_ok());
+        }
+    }
+}

@@ -1,0 +1,9 @@
+fn decode(row: u32, unit: u32, w: ptr<function, array<vec4<f32>, UNIT4>>) {
+    let b = row + 18u * unit;
+    let d = half_at(b);
+    for (var j = 0u; j < 4u; j++) {
+        let q = word_at(b + 2u + 4u * j);
+        (*w)[j] = d * (vec4<f32>(low_nibbles(q)) - 8.0);
+        (*w)[j + 4u] = d * (vec4<f32>(high_nibbles(q)) - 8.0);
+    }
+}
