@@ -62,7 +62,8 @@ impl Device {
         match reason {
             None => Ok(Self::Cpu),
             Some(reason) => {
-                let message = format!("{reason}: this build has no GPU support; leave it out, or build with the feature gpu");
+                let message =
+                    format!("{reason}: this build has no GPU support; leave it out, or build with the feature gpu");
                 Err(stop(Kind::Config, message))
             }
         }

@@ -101,7 +101,8 @@ impl Target {
 /// # Errors
 /// Ctrl-C.
 pub fn report(target: Target, bench: bool) -> Outcome<DiskReport> {
-    let nothing = |what: String, error: Option<String>| DiskReport { what, readers: Vec::new(), direct_refusal: None, error };
+    let nothing =
+        |what: String, error: Option<String>| DiskReport { what, readers: Vec::new(), direct_refusal: None, error };
     let (what, files, _temporary) = match target {
         Target::Files(what, files) => (what, files, None),
         Target::Directory(directory) if !bench => {
@@ -164,7 +165,8 @@ impl Temporary {
             return Err(CliError::new(Kind::Io, message));
         }
         let failed = |error: io::Error| {
-            let message = format!("{}: {error}; name a directory that can be written to, or a large file", path.display());
+            let message =
+                format!("{}: {error}; name a directory that can be written to, or a large file", path.display());
             CliError::new(Kind::Io, message)
         };
         let mut file = fs::File::create_new(&path).map_err(failed)?;
@@ -202,7 +204,9 @@ mod tests {
     fn a_path_stands_for_a_model_a_file_or_a_directory() {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         assert!(matches!(Target::of(here).unwrap(), Target::Directory(_)));
-        for (path, says) in [("nowhere", "name a file"), ("Cargo.toml", "too little"), ("../../fixtures/tiny-moe", "too little")] {
+        for (path, says) in
+            [("nowhere", "name a file"), ("Cargo.toml", "too little"), ("../../fixtures/tiny-moe", "too little")]
+        {
             let Err(crate::errors::Stop::Error(error)) = Target::of(&here.join(path)) else { panic!("{path}") };
             assert_eq!(error.kind, Kind::Config);
             assert!(error.message.contains(says), "{error}");

@@ -99,7 +99,11 @@ pub fn doctor(args: &DoctorArgs) -> Outcome {
         advice: Vec::new(),
     };
     report.advice = report.advise();
-    if args.json { report::print_json(&report) } else { report::print(&report.text(report::coloured(&std::io::stdout()))) }
+    if args.json {
+        report::print_json(&report)
+    } else {
+        report::print(&report.text(report::coloured(&std::io::stdout())))
+    }
 }
 
 /// Ends the command if Ctrl-C was pressed.

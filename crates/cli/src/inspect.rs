@@ -143,10 +143,7 @@ impl Inspection {
             architecture: architecture(&model.metadata),
             parameters: layers::parameters(catalog),
             bytes: catalog.weight_bytes(),
-            files: catalog
-                .files()
-                .map(|(path, bytes)| FileLine { path: path.display().to_string(), bytes })
-                .collect(),
+            files: catalog.files().map(|(path, bytes)| FileLine { path: path.display().to_string(), bytes }).collect(),
             blocks: Blocks { count: catalog.blocks().len(), slot_bytes: catalog.slot_bytes(), slots_bytes },
             dtypes: dtypes.into_values().collect(),
             layers: layer_lines(model),
@@ -193,8 +190,12 @@ impl Inspection {
     }
 
     fn dtype_table(&self) -> Table {
-        let mut table =
-            Table::new(&[("type", Align::Left), ("tensors", Align::Right), ("size", Align::Right), ("share", Align::Right)]);
+        let mut table = Table::new(&[
+            ("type", Align::Left),
+            ("tensors", Align::Right),
+            ("size", Align::Right),
+            ("share", Align::Right),
+        ]);
         for line in &self.dtypes {
             table.row([
                 line.dtype.to_owned(),

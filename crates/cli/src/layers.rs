@@ -95,7 +95,9 @@ mod tests {
         assert_eq!(layer_of("model.layers.12.mlp.experts.3.w1.weight"), Some(12));
         assert_eq!(layer_of("blk.7.ffn_up_exps.weight"), Some(7));
         assert_eq!(layer_of("lm_head.weight"), None);
-        assert!(is_expert("model.layers.1.block_sparse_moe.experts.3.w1.weight") && is_expert("blk.7.ffn_up_exps.weight"));
+        assert!(
+            is_expert("model.layers.1.block_sparse_moe.experts.3.w1.weight") && is_expert("blk.7.ffn_up_exps.weight")
+        );
         assert!(!is_expert("model.layers.1.mlp.gate.weight"));
     }
 

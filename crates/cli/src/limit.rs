@@ -65,12 +65,14 @@ pub struct Wires {
 /// T: distinct weight bytes that one decode step reads, one row of the embeddings included, padding apart.
 pub fn touched_bytes(spec: &ModelSpec, plan: &Plan, catalog: &Catalog) -> u64 {
     let size = |block: overspill::BlockId| catalog.blocks().get(block.index()).map_or(0, |block| block.bytes);
-    let always: u64 = plan.steps.iter().filter(|step| step.choice_max == 0).flat_map(|step| &step.blocks).map(|&b| size(b)).sum();
+    let always: u64 =
+        plan.steps.iter().filter(|step| step.choice_max == 0).flat_map(|step| &step.blocks).map(|&b| size(b)).sum();
     let standing: u64 = plan.standing.iter().map(|&b| size(b)).sum();
     let chosen: u64 = (plan.layers.iter().zip(&spec.layers))
         .map(|(layer, described)| match (&layer.ffn, &described.ffn) {
             (FfnPlan::Experts { pieces, .. }, Ffn::Experts(experts)) => {
-                let all: u64 = pieces.iter().flat_map(|e| e.gate_up.iter().flatten().chain(&e.down)).map(|p| p.bytes).sum();
+                let all: u64 =
+                    pieces.iter().flat_map(|e| e.gate_up.iter().flatten().chain(&e.down)).map(|p| p.bytes).sum();
                 all / (pieces.len() as u64).max(1) * experts.used as u64
             }
             _ => 0,
@@ -95,7 +97,9 @@ pub fn limit(work: &Work, wires: Wires) -> Option<Limit> {
         if work.is_mixture { work.read_bytes } else { work.touched_bytes.saturating_sub(work.keeps_bytes) as f64 };
     let disk = if disk_bytes >= 1.0 { disk_bytes / wires.disk? } else { 0.0 };
     let bus = match work.gpu_keeps_bytes {
-        Some(keeps) if !work.is_mixture && work.touched_bytes > keeps => (work.touched_bytes - keeps) as f64 / wires.bus?,
+        Some(keeps) if !work.is_mixture && work.touched_bytes > keeps => {
+            (work.touched_bytes - keeps) as f64 / wires.bus?
+        }
         _ => 0.0,
     };
     let compute = match work.gpu_keeps_bytes {

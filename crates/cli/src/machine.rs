@@ -78,25 +78,35 @@ const BUFFER_BYTES: usize = 64 << 20;
 /// Measures reading for `time`, then copying for `time`. `None` if there is no memory for the buffers.
 pub fn ram_speed(threads: usize, time: Duration) -> Option<RamSpeed> {
     let read_bytes_per_s = ram_read_bytes_per_s(threads, time)?;
-    let copy_bytes_per_s = on_threads(threads, 2, || {
-        let source = vec![1u64; BUFFER_BYTES / 8];
-        let mut target = vec![2u64; BUFFER_BYTES / 8];
-        move || {
-            target.copy_from_slice(black_box(&source));
-            black_box(&mut target);
-        }
-    }, time)?;
+    let copy_bytes_per_s = on_threads(
+        threads,
+        2,
+        || {
+            let source = vec![1u64; BUFFER_BYTES / 8];
+            let mut target = vec![2u64; BUFFER_BYTES / 8];
+            move || {
+                target.copy_from_slice(black_box(&source));
+                black_box(&mut target);
+            }
+        },
+        time,
+    )?;
     Some(RamSpeed { threads, read_bytes_per_s, copy_bytes_per_s })
 }
 
 /// Measures reading, a sum over memory that has been touched before, for `time`, in bytes per second of all threads.
 pub fn ram_read_bytes_per_s(threads: usize, time: Duration) -> Option<f64> {
-    on_threads(threads, 1, || {
-        let source = vec![1u64; BUFFER_BYTES / 8];
-        move || {
-            black_box(sum(black_box(&source)));
-        }
-    }, time)
+    on_threads(
+        threads,
+        1,
+        || {
+            let source = vec![1u64; BUFFER_BYTES / 8];
+            move || {
+                black_box(sum(black_box(&source)));
+            }
+        },
+        time,
+    )
 }
 
 /// Runs what `prepare` makes on every thread at once, again and again for `time`; bytes per second together. `None` if

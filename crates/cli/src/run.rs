@@ -195,7 +195,8 @@ fn work(runtime: &Runtime, run: &Run, stats: &Stats) -> Option<Work> {
         is_mixture: spec.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_))),
         read_bytes: stats.disk.read_bytes.saturating_sub(run.at_first.disk.read_bytes) as f64 / tokens,
         seconds: timings.decode.as_secs_f64() / tokens,
-        stall_seconds: Duration::from_nanos(stats.stall_ns.saturating_sub(run.at_first.stall_ns)).as_secs_f64() / tokens,
+        stall_seconds: Duration::from_nanos(stats.stall_ns.saturating_sub(run.at_first.stall_ns)).as_secs_f64()
+            / tokens,
         gpu_keeps_bytes,
         keeps_bytes,
     })

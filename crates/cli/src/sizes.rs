@@ -52,7 +52,9 @@ impl FromStr for Size {
         let Some(&(_, unit_bytes)) = UNITS.iter().find(|(name, _)| *name == unit) else {
             return Err(format!("'{unit}' is no unit of size; use B, KiB, MiB, GiB, TiB, KB, MB, GB, TB or %"));
         };
-        bytes_of(whole, decimals, unit_bytes).map(Self::Bytes).ok_or_else(|| format!("'{text}' is more than 2^64 bytes"))
+        bytes_of(whole, decimals, unit_bytes)
+            .map(Self::Bytes)
+            .ok_or_else(|| format!("'{text}' is more than 2^64 bytes"))
     }
 }
 
@@ -100,7 +102,13 @@ pub fn human_count(count: u64) -> String {
         value /= 1000.0;
         power += 1;
     }
-    let decimals = if power == 0 || value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+    let decimals = if power == 0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{value:.decimals$}{}", NAMES[power])
 }
 
@@ -155,7 +163,8 @@ mod tests {
         ] {
             assert_eq!(human_bytes(bytes), text);
         }
-        for (count, text) in [(0, "0"), (999, "999"), (1000, "1.00 K"), (1_100_000_000, "1.10 B"), (999_600, "1.00 M")] {
+        for (count, text) in [(0, "0"), (999, "999"), (1000, "1.00 K"), (1_100_000_000, "1.10 B"), (999_600, "1.00 M")]
+        {
             assert_eq!(human_count(count), text);
         }
     }

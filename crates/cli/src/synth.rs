@@ -6,8 +6,8 @@ use crate::inspect::architecture;
 use crate::sizes::{human_bytes, human_count};
 use crate::{interrupt, progress, report};
 use overspill::DType;
-use overspill_formats::synth::{PRESETS, SynthSpec, Written, describe, preset, write};
 use overspill_formats::Format;
+use overspill_formats::synth::{PRESETS, SynthSpec, Written, describe, preset, write};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -162,7 +162,8 @@ fn is_synthetic(directory: &Path) -> bool {
 
 /// A name for the new model until the old one is gone.
 fn beside(out: &Path) -> Outcome<PathBuf> {
-    let name = out.file_name().ok_or_else(|| stop(Kind::Usage, format!("{}: is no name for a model", out.display())))?;
+    let name =
+        out.file_name().ok_or_else(|| stop(Kind::Usage, format!("{}: is no name for a model", out.display())))?;
     let mut new = std::ffi::OsString::from(format!(".new-{}-", std::process::id()));
     new.push(name);
     Ok(out.with_file_name(new))

@@ -173,7 +173,9 @@ fn a_missing_prompt_is_refused() {
 
 #[test]
 fn settings_that_make_no_sense_are_usage_errors_also_as_json() {
-    for (option, value) in [("--ram", "lots"), ("--ram", "1XB"), ("--temperature", "-1"), ("--evict", "fifo"), ("--io", "tape")] {
+    for (option, value) in
+        [("--ram", "lots"), ("--ram", "1XB"), ("--temperature", "-1"), ("--evict", "fifo"), ("--io", "tape")]
+    {
         let ran = run(STORIES, &[option, value, "--json"]);
         assert_eq!(ran.code, Some(2), "{option} {value}");
         assert_eq!(ran.json()["error"]["kind"], "usage", "{option} {value}");

@@ -35,7 +35,8 @@ fn less_memory_gives_the_same_story() {
 #[test]
 fn less_memory_gives_the_same_logits_of_a_mixture() {
     let run = |more: &[&str]| {
-        let mut args = vec!["run", MIXTURE, "--device", "cpu", "--prompt-ids", "0,5,9,300", "-n", "12", "--logits", "--json"];
+        let mut args =
+            vec!["run", MIXTURE, "--device", "cpu", "--prompt-ids", "0,5,9,300", "-n", "12", "--logits", "--json"];
         args.extend(more);
         overspill(&args).ok().json()
     };
@@ -122,7 +123,8 @@ fn the_report_has_the_contracts_fields() {
 #[test]
 fn what_memory_holds_is_read_once() {
     let json = story(&["--json"]).json();
-    let (bytes, read) = (json["model"]["bytes"].as_u64().unwrap(), json["tiers"]["disk"]["read_bytes"].as_u64().unwrap());
+    let (bytes, read) =
+        (json["model"]["bytes"].as_u64().unwrap(), json["tiers"]["disk"]["read_bytes"].as_u64().unwrap());
     let padding = json["tiers"]["disk"]["padding_bytes"].as_u64().unwrap();
     assert!(read - padding <= bytes + (1 << 20), "{read} {padding} {bytes}");
     assert_eq!(json["tiers"]["host"]["evictions"], 0);
@@ -209,7 +211,8 @@ fn ctrl_c_ends_with_130_and_what_was_generated() {
     let model = temp.arg("model");
     let config = temp.arg("config.json");
     let text = std::fs::read_to_string(common::root().join(STORIES).join("config.json")).unwrap();
-    let text = text.replace("\"hidden_size\": 128", "\"hidden_size\": 512").replace("\"head_dim\": 32", "\"head_dim\": 128");
+    let text =
+        text.replace("\"hidden_size\": 128", "\"hidden_size\": 512").replace("\"head_dim\": 32", "\"head_dim\": 128");
     std::fs::write(&config, text.replace("\"intermediate_size\": 384", "\"intermediate_size\": 4096")).unwrap();
     overspill(&["synth", "--config", &config, "--dtype", "f32", "-o", &model]).ok();
     let args = ["run", &model, "--device", "cpu", "--prompt-ids", "1,2,3", "-n", "500", "--ram", "20%"];

@@ -80,7 +80,8 @@ fn a_synthetic_model_runs_and_the_same_seed_gives_the_same_bytes() {
     let config = &format!("{MIXTURE}/config.json");
     let synth = |name: &str, format: &str, dtype: &str, seed: &str| {
         let out = temp.arg(name);
-        let args = ["synth", "--config", config, "--dtype", dtype, "--format", format, "--seed", seed, "-o", &out, "--json"];
+        let args =
+            ["synth", "--config", config, "--dtype", dtype, "--format", format, "--seed", seed, "-o", &out, "--json"];
         let json = overspill(&args).ok().json();
         let run = ["run", &out, "--device", "cpu", "--prompt-ids", "1,2", "-n", "3", "--ram", "60%", "--json"];
         assert_eq!(overspill(&run).ok().json()["tokens"].as_array().unwrap().len(), 3, "{name}");

@@ -20,8 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The specification of a fixture with this configuration instead of its own.
 fn spec_of(name: &str, config: Value) -> Result<ModelSpec, InferError> {
     let files = formats::open(&fixture("oracles").join(name)).unwrap();
-    let metadata =
-        Metadata::HuggingFace { config, generation: None, tokenizer_json: None, tokenizer_config: None };
+    let metadata = Metadata::HuggingFace { config, generation: None, tokenizer_json: None, tokenizer_config: None };
     ModelSpec::from(&metadata, &files.catalog)
 }
 

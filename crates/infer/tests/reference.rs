@@ -81,9 +81,8 @@ impl Reference<'_> {
                 }
             }
             "yarn" => {
-                let turns_at = |turns: f64| {
-                    width * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
-                };
+                let turns_at =
+                    |turns: f64| width * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
                 let (low, high) = (turns_at(32.0).floor().max(0.0), turns_at(1.0).ceil().min(width - 1.0));
                 for (i, f) in all.iter_mut().enumerate() {
                     let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);

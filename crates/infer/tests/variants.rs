@@ -61,7 +61,8 @@ fn configurations_of_transformers_4_are_read() {
 fn names_without_the_models_prefix_are_found() {
     assert_same_bits("tiny-qwen2", "prefix", |model| {
         let tensors = std::mem::take(&mut model.tensors);
-        model.tensors = tensors.into_iter().map(|(name, t)| (name.trim_start_matches("model.").to_owned(), t)).collect();
+        model.tensors =
+            tensors.into_iter().map(|(name, t)| (name.trim_start_matches("model.").to_owned(), t)).collect();
     });
 }
 
