@@ -58,7 +58,7 @@ impl Default for EngineBuilder {
 const AUTO_RESERVE_BYTES: u64 = 128 << 20;
 /// The row cache's part of the host budget, and the most that it takes.
 const ROW_CACHE_SHARE: u64 = 64;
-const ROW_CACHE_BYTES_MAX: u64 = 4 << 20;
+const ROW_CACHE_BYTES_MAX: u64 = 1 << 20;
 /// Largest slab; smaller budgets have smaller slabs, so that they can shrink by a sixteenth.
 const SLAB_BYTES_MAX: u64 = 64 << 20;
 const SLABS_MIN: u64 = 16;
