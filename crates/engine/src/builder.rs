@@ -302,7 +302,11 @@ impl EngineBuilder {
         Brain::new(config).map_err(|e| {
             let tier = plan.iter().find(|t| t.label == e.tier);
             let (setting, budget_bytes) = tier.map_or(("a budget", e.budget_bytes), |t| (t.setting, t.budget_bytes));
-            Error::TooSmall { setting: setting.to_owned(), budget_bytes, bytes_min: budget_for_blocks(e.bytes_min) }
+            // What is needed in every token stays in the tier that computes, beside the block that is worked on.
+            let computes = plan.first().is_some_and(|t| t.label == e.tier);
+            let standing = if computes { bundles(catalog) * catalog.slot_bytes() } else { 0 };
+            let bytes_min = budget_for_blocks(e.bytes_min + standing);
+            Error::TooSmall { setting: setting.to_owned(), budget_bytes, bytes_min }
         })
     }
 }
@@ -314,6 +318,12 @@ struct TierPlan {
     budget_bytes: u64,
     apart_bytes: u64,
     slots_per_slab: u32,
+}
+
+/// Blocks that hold small tensors of the whole model.
+fn bundles(catalog: &Catalog) -> u64 {
+    let all = 0..catalog.blocks().len() as u32;
+    all.filter(|&block| !catalog.is_single(overspill_core::BlockId(block))).count() as u64
 }
 
 fn largest_run(catalog: &Catalog) -> u32 {
