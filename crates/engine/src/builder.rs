@@ -350,5 +350,14 @@ fn step_bytes(catalog: &Catalog, plan: &[TierPlan]) -> u64 {
 }
 
 pub(crate) fn storage_error(error: &NvmeError) -> Error {
-    Error::Storage(error.to_string())
+    match error {
+        NvmeError::Unavailable { choice, reason, cure } => Error::Config {
+            setting: format!("--io {choice}"),
+            cause: format!("is not possible here: {reason}: {cure}"),
+        },
+        NvmeError::Setting { setting, .. } => {
+            Error::Config { setting: (*setting).to_owned(), cause: error.to_string() }
+        }
+        other => Error::Storage(other.to_string()),
+    }
 }
