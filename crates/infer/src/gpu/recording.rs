@@ -275,7 +275,7 @@ impl Executor {
         offset: usize,
         values: &mut [f32],
     ) -> Result<(), InferError> {
-        let bytes = std::mem::size_of_val(values) as u64;
+        let bytes = size_of_val(values) as u64;
         if bytes == 0 {
             return self.run(recording);
         }

@@ -14,6 +14,7 @@ pub(crate) enum Isa {
     /// Plain Rust, products added unfused: machines without a fused multiply-add.
     Unfused,
     /// Plain Rust, products added fused: aarch64, and the twin in tests.
+    #[cfg_attr(all(target_arch = "x86_64", not(test)), expect(dead_code, reason = "other machines take it"))]
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
