@@ -9,11 +9,6 @@ pub fn bytes(total_bytes: u64, what: &str) -> ProgressBar {
     bar(total_bytes, what, style)
 }
 
-/// A bar over tokens.
-pub fn tokens(total: u64, what: &str) -> ProgressBar {
-    bar(total, what, "{msg} [{bar:30}] {pos}/{len} tokens {eta}")
-}
-
 /// A spinner for work of unknown length.
 pub fn spinner(what: &str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
@@ -32,9 +27,8 @@ mod tests {
 
     #[test]
     fn the_templates_are_valid() {
-        for bar in [bytes(1, "a"), tokens(1, "b")] {
-            assert!(bar.is_hidden() || bar.length() == Some(1));
-        }
+        let bar = bytes(1, "a");
+        assert!(bar.is_hidden() || bar.length() == Some(1));
         for style in ["{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"] {
             assert!(ProgressStyle::with_template(style).is_ok());
         }

@@ -87,7 +87,7 @@ mod with_gpu {
             let off = difference(session.logits(), expected);
             assert!(off <= TOLERANCE, "{}: final step's logits differ by {off}", oracle.name);
         }
-        let stats = runtime.engine().stats();
+        let stats = runtime.engine().stats().unwrap();
         let gpu = stats.tiers.iter().find(|tier| tier.label == "gpu0").unwrap();
         assert!(gpu.hits + gpu.misses > 0, "weights were leased in the GPU's tier");
     }

@@ -341,7 +341,7 @@ fn an_engine_without_a_model_is_refused() {
     let files = formats::open(&fixture("oracles/tiny-llama")).unwrap();
     let engine = Engine::builder().open_catalog(files.catalog).unwrap();
     assert!(matches!(Runtime::open(engine, RuntimeOptions::default()), Err(InferError::Input { .. })));
-    let gone = overspill::Engine::builder().open(&fixture("oracles/none")).unwrap_err();
+    let gone = Engine::builder().open(&fixture("oracles/none")).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     let closed = engine_closed();
     assert!(matches!(closed, Err(InferError::Engine(overspill::Error::Closed))), "{closed:?}");
