@@ -60,7 +60,7 @@ impl Command {
 
 /// Arguments of `run`.
 #[derive(Args, Debug)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = EXIT_CODES, args_override_self = true)]
 pub struct RunArgs {
     /// A Hugging Face directory (config.json, tokenizer.json, *.safetensors) or a .gguf file
     pub model: PathBuf,
@@ -104,7 +104,7 @@ pub struct RunArgs {
 #[derive(Args, Debug)]
 pub struct SamplingArgs {
     /// 0 always takes the likeliest token [default: 0 with --prompt-ids, else 0.8]
-    #[arg(long, value_name = "T", value_parser = temperature)]
+    #[arg(long, value_name = "T", value_parser = temperature, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Choose among the K likeliest tokens only; 0 for all
     #[arg(long, value_name = "K", default_value_t = 40)]

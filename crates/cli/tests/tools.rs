@@ -141,7 +141,7 @@ fn synth_refuses_what_makes_no_model() {
 fn completions_and_the_manual_name_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = overspill(&["completions", shell]).ok().stdout;
-        assert!(script.contains("--max-new-tokens") && script.contains("doctor"), "{shell}");
+        assert!(script.contains("max-new-tokens") && script.contains("doctor"), "{shell}");
     }
     let page = overspill(&["man"]).ok().stdout;
     for word in [".TH overspill", "COMMAND RUN", "COMMAND SYNTH", "next\\-use", "Exit codes"] {

@@ -7,7 +7,7 @@ use crate::error::GpuError;
 use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bindings stay below this, because kernels index words with 32 bits and some drivers count bytes with 31.
 const BINDING_BYTES_MAX: u64 = (2 << 30) - 256;
@@ -108,6 +108,10 @@ pub fn adapters() -> Vec<AdapterSummary> {
     instance().map_or_else(Vec::new, |instance| enumerate(&instance).into_iter().map(|(s, _)| s).collect())
 }
 
+/// Pauses between two looks at the GPU.
+const WAIT_PAUSE_MIN: Duration = Duration::from_micros(20);
+const WAIT_PAUSE_MAX: Duration = Duration::from_micros(500);
+
 /// What went wrong with the device since it was opened.
 #[derive(Debug, Default)]
 struct Faults {
@@ -130,6 +134,9 @@ pub struct GpuContext {
     /// The limits that the device was opened with.
     pub limits: wgpu::Limits,
     faults: Arc<Faults>,
+    /// Held while something is submitted or polled, never while waiting. wgpu-core 30 reads the fence and then looks
+    /// whether the queue is empty; a submission or poll of another thread between the two makes it panic.
+    gate: Arc<Mutex<()>>,
 }
 
 impl GpuContext {
@@ -191,7 +198,7 @@ impl GpuContext {
             lost.lost.lock().get_or_insert(message);
         });
         let (info, limits) = (adapter.get_info(), device.limits());
-        Self { adapter, device, queue, info, limits, faults }
+        Self { adapter, device, queue, info, limits, faults, gate: Arc::default() }
     }
 
     /// Tells the tier that the device is lost.
@@ -302,7 +309,14 @@ impl GpuContext {
         what: &str,
         commands: impl IntoIterator<Item = wgpu::CommandBuffer>,
     ) -> Result<wgpu::SubmissionIndex, GpuError> {
-        self.guarded(what, 0, || self.queue.submit(commands))
+        self.guarded(what, 0, || self.submit_unguarded(commands))
+    }
+
+    /// Submits command buffers, leaving errors to whoever guards the call ([`Self::guarded`]). All submissions of this
+    /// device must come through here or [`Self::submit`].
+    pub fn submit_unguarded(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) -> wgpu::SubmissionIndex {
+        let _gate = self.gate.lock();
+        self.queue.submit(commands)
     }
 
     /// Waits for a submission, at most `timeout`, and runs wgpu's callbacks. `Ok(false)`: it is not done yet.
@@ -310,8 +324,20 @@ impl GpuContext {
     /// # Errors
     /// [`GpuError::DeviceLost`]; [`GpuError::Refused`] for a submission that never succeeded.
     pub fn wait(&self, submission: &wgpu::SubmissionIndex, timeout: Duration) -> Result<bool, GpuError> {
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: Some(timeout) };
-        self.poll(wait)
+        let deadline = Instant::now() + timeout;
+        let mut pause = WAIT_PAUSE_MIN;
+        loop {
+            // Only looks: a wait inside wgpu would have to hold the gate, and nobody could submit meanwhile.
+            let submission_index = Some(submission.clone());
+            if self.poll(wgpu::PollType::Wait { submission_index, timeout: Some(Duration::ZERO) })? {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(WAIT_PAUSE_MAX);
+        }
     }
 
     /// Runs the callbacks of what is done, without waiting.
@@ -327,7 +353,11 @@ impl GpuContext {
             return Err(lost);
         }
         // wgpu panics when the device is lost during a poll; that is an error like any other.
-        match catch_unwind(AssertUnwindSafe(|| self.device.poll(poll))) {
+        let polled = {
+            let _gate = self.gate.lock();
+            catch_unwind(AssertUnwindSafe(|| self.device.poll(poll)))
+        };
+        match polled {
             Ok(Ok(_)) => Ok(true),
             Ok(Err(wgpu::PollError::Timeout)) => self.lost().map_or(Ok(false), Err),
             Ok(Err(error)) => Err(self.lost().unwrap_or_else(|| GpuError::Refused {

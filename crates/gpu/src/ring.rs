@@ -173,7 +173,7 @@ impl RingPath {
             for copy in &copies {
                 encoder.copy_buffer_to_buffer(&buffer, copy.from, &copy.dst, copy.dst_offset, copy.bytes);
             }
-            self.context.queue.submit([encoder.finish()])
+            self.context.submit_unguarded([encoder.finish()])
         });
         self.remap(buffer);
         match submitted {

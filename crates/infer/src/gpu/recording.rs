@@ -210,7 +210,7 @@ impl Executor {
             if let (Some((from, offset, bytes)), Some(read_back)) = (read, &self.read_back) {
                 encoder.copy_buffer_to_buffer(&self.buffers[from.0 as usize], offset, read_back, 0, bytes);
             }
-            context.queue.submit([encoder.finish()])
+            context.submit_unguarded([encoder.finish()])
         };
         context.guarded("a step's work", 0, encode).map_err(device_error)
     }
