@@ -147,7 +147,7 @@ fn gguf_keys_that_make_no_sense_are_refused_by_name() {
         ("llama.attention.head_count", u32_of(0), "llama.attention.head_count"),
         ("llama.attention.head_count", u32_of(3), "llama.attention.head_count"),
         ("llama.attention.head_count_kv", u32_of(3), "llama.attention.head_count_kv"),
-        ("llama.attention.key_length", u32_of(32), "attn_q.weight"),
+        ("llama.attention.key_length", u32_of(32), "llama.rope.dimension_count"),
         ("llama.attention.value_length", u32_of(32), "llama.attention.value_length"),
         ("llama.attention.layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon"),
         ("llama.attention.layer_norm_rms_epsilon", Some(GgufValue::F32(f32::NAN)), "layer_norm_rms_epsilon"),
