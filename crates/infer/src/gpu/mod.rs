@@ -246,15 +246,12 @@ impl Backend for GpuBackend {
     }
 
     fn write(&mut self, to: Buf, offset: usize, values: &[f32]) -> Result<(), InferError> {
-        let offset_bytes = offset as u64 * 4;
-        if values.len() > LIST_WORDS_MAX / 2 {
-            // Too much for the lists: in order all the same, when what was asked for before is under way.
-            self.flush()?;
-            return self.executor.write_now(to, offset_bytes, values);
-        }
-        if !values.is_empty() {
-            let list_word = self.list(values.iter().map(|v| v.to_bits()))? as usize;
-            self.recording.commands.push(Command::Fill { to, offset_bytes, list_word, words: values.len() });
+        let mut at = offset as u64 * 4;
+        for part in values.chunks(LIST_WORDS_MAX) {
+            let list_word = self.list(part.iter().map(|v| v.to_bits()))? as usize;
+            let words = part.len();
+            self.recording.commands.push(Command::Fill { to, offset_bytes: at, list_word, words });
+            at += words as u64 * 4;
         }
         Ok(())
     }
@@ -281,7 +278,7 @@ impl Backend for GpuBackend {
         }
         let [source, source_stride] = place(from, 0)?;
         let [target, target_stride] = place(to, 0)?;
-        for pairs in pairs.chunks(LIST_WORDS_MAX / 2) {
+        for pairs in pairs.chunks(GROUPS_MAX as usize) {
             let rows = pairs.len();
             let list = self.list(pairs.as_flattened().iter().copied())?;
             let params = [words32(width)?, rows as u32, source, source_stride, target, target_stride, list];

@@ -10,14 +10,15 @@ use overspill::wgpu;
 use std::collections::HashMap;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Dispatches of one submission.
 pub(super) const DISPATCHES_MAX: usize = 1024;
 /// Words of the lists of one submission.
-pub(super) const LIST_WORDS_MAX: usize = 64 << 10;
-/// Between two polls for a callback that another thread is about to run.
-const CALLBACK_SLICE: Duration = Duration::from_millis(1);
+pub(super) const LIST_WORDS_MAX: usize = 256 << 10;
+/// A GPU that needs longer for what a token asks for counts as hung.
+const TIMEOUT: Duration = Duration::from_secs(600);
+const WAIT_SLICE: Duration = Duration::from_millis(20);
 
 /// A buffer that a dispatch binds.
 #[derive(Clone, Debug)]
@@ -266,14 +267,6 @@ impl Executor {
         Ok(group)
     }
 
-    /// Copies values into a buffer, before all work that is yet to be submitted.
-    pub(super) fn write_now(&self, to: Buf, offset_bytes: u64, values: &[f32]) -> Result<(), InferError> {
-        let context = &self.kernels.context;
-        let bytes = bytemuck::cast_slice(values);
-        let write = || context.queue.write_buffer(&self.buffers[to.0 as usize], offset_bytes, bytes);
-        context.guarded("values from the host", bytes.len() as u64, write).map_err(device_error)
-    }
-
     /// Submits a recording, waits for it, and copies what is then in a buffer.
     pub(super) fn read(
         &mut self,
@@ -302,13 +295,16 @@ impl Executor {
             });
         };
         context.guarded("reading results", bytes, map).map_err(device_error)?;
-        context.wait(submission).map_err(device_error)?;
+        let start = Instant::now();
         let result = loop {
-            match mapped.recv_timeout(CALLBACK_SLICE) {
+            context.wait(submission, WAIT_SLICE).map_err(device_error)?;
+            match mapped.recv_timeout(if start.elapsed() < TIMEOUT { Duration::from_millis(1) } else { Duration::ZERO })
+            {
                 Ok(result) => break result,
-                Err(RecvTimeoutError::Timeout) => context.poll_once().map_err(device_error)?,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(InferError::Device(format!("{} dropped a read", context.info.name)));
+                Err(RecvTimeoutError::Timeout) if start.elapsed() < TIMEOUT => {}
+                Err(_) => {
+                    let message = format!("{} did not finish a step in {} s", context.info.name, TIMEOUT.as_secs());
+                    return Err(InferError::Device(message));
                 }
             }
         };
