@@ -141,7 +141,7 @@ fn isas() -> Vec<Isa> {
 fn cols_of(dtype: DType, hint: usize) -> usize {
     match dtype.info().group_elements {
         1 => hint,
-        group => (hint / 8).max(1).next_multiple_of(8) / 8 * group as usize,
+        group => (hint / 8).max(1).div_ceil(8) * group as usize,
     }
 }
 

@@ -48,7 +48,7 @@ pub(in super::super) fn for_each_rows(
     for piece in pieces {
         assert!(piece.row >= end, "pieces must ascend and not overlap: row {} after row {end}", piece.row);
         assert_eq!(Some(piece.bytes.len()), piece.rows.checked_mul(row_bytes), "bytes of rows {}..", piece.row);
-        end = piece.row.checked_add(piece.rows).unwrap_or(usize::MAX);
+        end = piece.row.saturating_add(piece.rows);
         tasks += piece.rows.div_ceil(rows_per_task);
     }
     if batch == 0 || end == 0 {

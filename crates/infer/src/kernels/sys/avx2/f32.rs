@@ -418,6 +418,7 @@ fn multiply<const T: usize>(panel: &[__m256], x: [&[f32]; T], sums: &mut [__m256
         // SAFETY: register `i` of every token, and registers `4 i..4 i + 4` of the panel, are there by the assertions.
         unsafe {
             let x = x.map(|x| _mm256_loadu_ps(x.as_ptr().add(i * LANES)));
+            #[expect(clippy::needless_range_loop, reason = "r and t walk several arrays at once")]
             for r in 0..TILE_ROWS {
                 let weights = *panel.get_unchecked(i * TILE_ROWS + r);
                 for t in 0..T {

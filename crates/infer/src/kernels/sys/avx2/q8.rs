@@ -276,7 +276,7 @@ impl Simd256 for Q4K {
         // SAFETY: AVX2 by the trait's contract.
         unsafe {
             let packed = load(bytes_at(group, 16 + 32 * (run / 2)));
-            let packed = if run % 2 == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+            let packed = if run.is_multiple_of(2) { packed } else { _mm256_srli_epi16::<4>(packed) };
             _mm256_and_si256(packed, _mm256_set1_epi8(15))
         }
     }
@@ -294,7 +294,7 @@ impl Simd256 for Q5K {
         // SAFETY: AVX2 by the trait's contract.
         unsafe {
             let packed = load(bytes_at(group, 48 + 32 * (run / 2)));
-            let packed = if run % 2 == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+            let packed = if run.is_multiple_of(2) { packed } else { _mm256_srli_epi16::<4>(packed) };
             let fifth = load(bytes_at(group, 16));
             // Bit `run` of each byte moves to bit 4.
             let fifth = if run < 4 {
