@@ -2,6 +2,8 @@
 //!
 //! Results go to standard output and everything else to standard error; `--json` puts exactly one object on standard
 //! output, also when it fails. Exit codes are in [`errors::Kind`]. No weights are touched here.
+// rustdoc evaluates auto traits through all of wgpu and naga.
+#![recursion_limit = "256"]
 #![forbid(unsafe_code)]
 
 mod args;

@@ -6,6 +6,8 @@
 //! chunk size or a number of threads.
 //!
 //! What is not here: where weights are and when they move. That is the engine's (`overspill`).
+// rustdoc evaluates auto traits through all of wgpu and naga.
+#![recursion_limit = "256"]
 
 pub mod arch;
 pub mod backend;
