@@ -2,7 +2,7 @@
 //!
 //! [`ModelSpec::from`] reads a configuration (Hugging Face or GGUF), checks every value, finds every tensor and checks
 //! its shape. What it returns is all that the decoder knows of an architecture: a layer is a mixer and a feed-forward
-//! network, each with its features. A new architecture is a row of [`family::FAMILIES`]; a new kind of layer is a
+//! network, each with its features. A new architecture is a row of `family::FAMILIES`; a new kind of layer is a
 //! variant of [`Mixer`] or [`Ffn`]. A tensor that the table has no use for is an error, since leaving it out would give
 //! wrong answers in silence.
 //!

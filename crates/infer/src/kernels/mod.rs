@@ -1,7 +1,7 @@
 //! CPU kernels: matrix products over weights as they lie in a file, at any alignment, in every element type.
 //!
 //! Instruction sets are chosen at run time. The bits of an output depend on its weight row and its token alone: the
-//! same for a batch of 1 or 500, for any cut of the matrix into pieces, and for any number of threads. [`scalar`]
+//! same for a batch of 1 or 500, for any cut of the matrix into pieces, and for any number of threads. `scalar`
 //! states the order of every reduction. Float weights meet f32 activations; quantised weights also activations of
 //! 8 bits, if asked.
 //!
