@@ -118,7 +118,7 @@ pub struct SamplingArgs {
 }
 
 /// Where weights are and how they get there.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct PlacementArgs {
     /// What computes; auto takes a real GPU if there is one
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]

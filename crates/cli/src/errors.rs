@@ -63,10 +63,19 @@ pub struct CliError {
     pub kind: Kind,
     /// What was tried, which file and tensor, why it failed and what to do. One paragraph, no prefix.
     pub message: String,
-    /// The smallest budget that works, if that is what was missed.
-    pub bytes_min: Option<u64>,
+    /// The budget that was missed, if that is what went wrong.
+    pub missed: Option<Missed>,
     /// Tokens that had been generated, and their text.
     pub tokens: Option<(Vec<u32>, Option<String>)>,
+}
+
+/// A budget without room for the work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The option that sets it.
+    pub setting: String,
+    /// The smallest that works.
+    pub bytes_min: u64,
 }
 
 /// What a command ends with.
@@ -84,14 +93,15 @@ pub enum Stop {
 impl CliError {
     /// An error of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), bytes_min: None, tokens: None }
+        Self { kind, message: message.into(), missed: None, tokens: None }
     }
 
     /// The object that `--json` prints.
     pub fn json(&self) -> serde_json::Value {
         let mut error = json!({ "kind": self.kind.name(), "message": self.message });
-        if let (Some(object), Some(bytes)) = (error.as_object_mut(), self.bytes_min) {
-            object.insert("smallest_budget_bytes".to_owned(), bytes.into());
+        if let (Some(object), Some(missed)) = (error.as_object_mut(), &self.missed) {
+            object.insert("setting".to_owned(), missed.setting.clone().into());
+            object.insert("smallest_budget_bytes".to_owned(), missed.bytes_min.into());
         }
         match &self.tokens {
             None => json!({ "error": error }),
@@ -171,7 +181,7 @@ mod tests {
     fn the_json_of_an_error_has_kind_message_and_what_would_work() {
         let mut error = CliError::new(Kind::TooSmall, "too small");
         assert_eq!(error.json(), json!({"error": {"kind": "too_small", "message": "too small"}}));
-        error.bytes_min = Some(7);
+        error.missed = Some(Missed { setting: "--ram".to_owned(), bytes_min: 7 });
         assert_eq!(error.json()["error"]["smallest_budget_bytes"], 7);
     }
 

@@ -21,6 +21,7 @@ mod prompt;
 mod report;
 mod run;
 mod sizes;
+mod smallest;
 mod summary;
 mod synth;
 mod trace;

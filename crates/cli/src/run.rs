@@ -3,14 +3,15 @@
 //! Everything that can be known to be wrong is reported before anything is written to standard output: the model's
 //! files, the prompt, the device, the budgets, in this order.
 
-use crate::args::{ActivationsArg, RunArgs};
+use crate::args::{ActivationsArg, PlacementArgs, RunArgs};
 use crate::device::{Device, bytes_of};
-use crate::errors::{CliError, Kind, Outcome, Stop, stop};
+use crate::errors::{CliError, Kind, Missed, Outcome, Stop, stop};
 use crate::limit::{self, Limit, Wires, Work};
 use crate::prompt::Prompt;
+use crate::sizes::Size;
 use crate::summary::{Measured, Summary};
 use crate::trace::Trace;
-use crate::{interrupt, machine, progress, report};
+use crate::{interrupt, machine, progress, report, smallest};
 use overspill::Stats;
 use overspill_formats::ModelFiles;
 use overspill_infer::arch::{Ffn, ModelSpec};
@@ -43,8 +44,13 @@ pub fn run(args: &RunArgs) -> Outcome {
     let files: Vec<(PathBuf, u64)> = model.catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
     let trace_file = args.trace.as_deref().map(Trace::create).transpose()?;
     interrupt::install();
-    let runtime = open(args, &device, model)?;
-    let mut session = runtime.session(Some(context))?;
+    let spinner = progress::spinner("opening the model");
+    let settings = Settings { placement: args.placement.clone(), kv: args.kv };
+    let attempt = |settings: &Settings| open(args, settings, &device, model.clone(), context);
+    let name_smallest = |stop| smallest::named(stop, &settings, |settings| check(&attempt(settings)?.0));
+    let opened = attempt(&settings).map_err(name_smallest);
+    spinner.finish_and_clear();
+    let (runtime, mut session) = opened?;
     let trace = match (trace_file, &args.trace) {
         (Some(file), Some(path)) => Some(Trace::start(file, path, runtime.engine())?),
         _ => None,
@@ -59,7 +65,10 @@ pub fn run(args: &RunArgs) -> Outcome {
     }
     let (run, stats) = match outcome {
         Ok(found) => found,
-        Err(stop) => return Err(output.interrupted(stop)),
+        Err(stop) => {
+            drop((session, runtime));
+            return Err(output.interrupted(name_smallest(stop)));
+        }
     };
     let backend = session.backend_name();
     let work = work(&runtime, &run, &stats);
@@ -115,10 +124,24 @@ fn context(args: &RunArgs, prompt: &Prompt, spec: &ModelSpec) -> Outcome<usize> 
     Ok(context)
 }
 
-fn open(args: &RunArgs, device: &Device, model: ModelFiles) -> Outcome<Runtime> {
-    let kv_bytes = args.kv.map(|size| bytes_of(size, model.catalog.weight_bytes()));
-    let spinner = progress::spinner("opening the model");
-    let engine = device.builder(&args.placement, kv_bytes).open_model(model)?;
+/// The settings that budgets are part of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `--ram`, `--vram` and how they are used.
+    pub placement: PlacementArgs,
+    /// `--kv`.
+    pub kv: Option<Size>,
+}
+
+fn open(
+    args: &RunArgs,
+    settings: &Settings,
+    device: &Device,
+    model: ModelFiles,
+    context: usize,
+) -> Outcome<(Runtime, Session)> {
+    let kv_bytes = settings.kv.map(|size| bytes_of(size, model.catalog.weight_bytes()));
+    let engine = device.builder(&settings.placement, kv_bytes).open_model(model)?;
     let options = RuntimeOptions {
         activations: match args.activations {
             ActivationsArg::F32 => Activations::F32,
@@ -128,8 +151,20 @@ fn open(args: &RunArgs, device: &Device, model: ModelFiles) -> Outcome<Runtime> 
         ..RuntimeOptions::default()
     };
     let runtime = Runtime::open(engine, options)?;
-    spinner.finish_and_clear();
-    Ok(runtime)
+    let session = runtime.session(Some(context))?;
+    Ok((runtime, session))
+}
+
+/// Whether the steps still have room when cache and scratch have been set aside.
+fn check(runtime: &Runtime) -> Outcome {
+    let engine = runtime.engine();
+    // A GPU's buffer of logits is made with the first of them.
+    let logits = (engine.compute_tier() != engine.host_tier())
+        .then(|| engine.reserve(engine.compute_tier(), runtime.spec().vocab as u64 * 4, "logits"))
+        .transpose()?;
+    engine.register(runtime.model().plan().schedule("check", true))?;
+    drop(logits);
+    Ok(())
 }
 
 fn sampling(args: &RunArgs) -> SamplingParams {
@@ -317,8 +352,8 @@ impl From<overspill::Error> for CliError {
             _ => Kind::Failed,
         };
         let mut found = Self::new(kind, error.to_string());
-        if let Error::TooSmall { bytes_min, .. } = error {
-            found.bytes_min = Some(bytes_min);
+        if let Error::TooSmall { setting, bytes_min, .. } = error {
+            found.missed = Some(Missed { setting, bytes_min });
         }
         found
     }

@@ -1,0 +1,61 @@
+//! `run` on a GPU. Without an adapter these are reported as ignored. A software adapter will do: it is named.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{STORIES, overspill};
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let doctor = overspill(&["doctor", "--no-bench", "--json"]).ok().json();
+    let adapter = doctor["adapters"].as_array().unwrap().first().map(|a| a["name"].as_str().unwrap().to_owned());
+    let trial = |name: &str, test: fn(&str)| {
+        let (ignored, adapter) = (adapter.is_none(), adapter.clone().unwrap_or_default());
+        Trial::test(name, move || {
+            test(&adapter);
+            Ok(())
+        })
+        .with_ignored_flag(ignored)
+    };
+    let trials = vec![
+        trial("less_vram_gives_the_same_tokens_and_the_cpus_text", less_vram_gives_the_same_tokens_and_the_cpus_text),
+        trial("a_vram_too_small_says_the_smallest_that_works_and_that_works", vram_too_small),
+        trial("the_cache_has_no_budget_of_its_own", the_cache_has_no_budget_of_its_own),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn run(adapter: &str, more: &[&str]) -> common::Ran {
+    let mut args = vec!["run", STORIES, "--device", "gpu", "--adapter", adapter, "--prompt-ids", "0,5,9", "-n", "6"];
+    args.extend(more);
+    overspill(&args)
+}
+
+fn less_vram_gives_the_same_tokens_and_the_cpus_text(adapter: &str) {
+    let whole = run(adapter, &["--vram", "400%", "--json"]).ok().json();
+    assert_eq!(whole["device"]["kind"], "gpu");
+    let tight = run(adapter, &["--vram", "90%", "--ram", "30%", "--logits", "--json"]).ok().json();
+    assert_eq!(tight["tokens"], whole["tokens"]);
+    let figures = &tight["tiers"]["gpu"];
+    assert!(figures["evictions"].as_u64().unwrap() > 0, "{figures}");
+    assert!(figures["peak_bytes"].as_u64() <= figures["budget_bytes"].as_u64(), "{figures}");
+    assert!(figures["reserved_bytes"].as_u64().unwrap() > 0, "KV cache and scratch count: {figures}");
+    let cpu = overspill(&["run", STORIES, "--device", "cpu", "--prompt-ids", "0,5,9", "-n", "6"]).ok();
+    assert_eq!(run(adapter, &["--vram", "400%"]).ok().stdout, cpu.stdout);
+}
+
+fn vram_too_small(adapter: &str) {
+    let refused = run(adapter, &["--vram", "1KiB"]).refused(4, &["--vram", "smallest"]);
+    let json = run(adapter, &["--vram", "1KiB", "--json"]);
+    assert_eq!(json.code, Some(4));
+    let error = &json.json()["error"];
+    assert_eq!(error["setting"], "--vram");
+    let smallest = error["smallest_budget_bytes"].as_u64().unwrap();
+    assert!(refused.stderr.contains(&smallest.to_string()), "{}", refused.stderr);
+    run(adapter, &["--vram", &smallest.to_string()]).ok();
+    run(adapter, &["--vram", &(smallest - smallest / 32).to_string()]).refused(4, &["--vram"]);
+}
+
+fn the_cache_has_no_budget_of_its_own(adapter: &str) {
+    run(adapter, &["--kv", "1MiB"]).refused(2, &["--kv", "--vram"]);
+}
