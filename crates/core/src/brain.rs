@@ -371,15 +371,20 @@ impl Brain {
     }
 
     pub(crate) fn claim(&mut self, tier: TierId, block: BlockId) {
+        let could_go = self.could_go(tier, block);
         self.place_mut(tier, block).claims += 1;
-        self.refresh(tier, block);
+        if could_go {
+            self.refresh_one(tier, block);
+        }
     }
 
     pub(crate) fn unclaim(&mut self, tier: TierId, block: BlockId) {
         let place = self.place_mut(tier, block);
         debug_assert!(place.claims > 0, "a claim is dropped once");
         place.claims = place.claims.saturating_sub(1);
-        self.refresh(tier, block);
+        if self.could_go(tier, block) {
+            self.refresh_one(tier, block);
+        }
     }
 
     /// Whether the block could be retired now, kept or not.

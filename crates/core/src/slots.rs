@@ -19,6 +19,8 @@ pub(crate) struct Slots {
     limit: usize,
     per_slab: usize,
     used: usize,
+    /// Of these, at or above the limit.
+    used_above: usize,
     used_peak: usize,
     /// Slots in use in each slab.
     used_in_slab: Vec<u32>,
@@ -32,6 +34,7 @@ impl Slots {
             limit: 0,
             per_slab: per_slab.max(1),
             used: 0,
+            used_above: 0,
             used_peak: 0,
             used_in_slab: Vec::new(),
         };
@@ -78,6 +81,7 @@ impl Slots {
             self.free.set(slot, slot < limit && self.owners[slot] == NOBODY);
         }
         self.limit = limit;
+        self.used_above = self.owners[limit..].iter().filter(|&&owner| owner != NOBODY).count();
     }
 
     /// Takes `count` adjacent slots in one slab. Not while slots above a lowered limit and those below it would
@@ -119,6 +123,7 @@ impl Slots {
             self.owners[slot] = NOBODY;
             self.used_in_slab[slot / self.per_slab] -= 1;
             self.free.set(slot, slot < self.limit);
+            self.used_above -= usize::from(slot >= self.limit);
         }
         self.used -= count;
         let slab = start / self.per_slab;
@@ -136,6 +141,9 @@ impl Slots {
 
     /// The first owner of a slot at or above the limit, from `from` on.
     pub(crate) fn owner_above_limit(&self, from: usize) -> Option<(usize, BlockId)> {
+        if self.used_above == 0 {
+            return None;
+        }
         (from.max(self.limit)..self.owners.len()).find_map(|slot| self.owner(slot).map(|owner| (slot, owner)))
     }
 

@@ -101,7 +101,9 @@ impl Brain {
             if missing != demand.missing || missing == 0 {
                 return Err(format!("demand {} lacks {missing} blocks, {} noted", demand.ticket, demand.missing));
             }
-            if demand.assigned && demand.blocks.iter().any(|b| state(b) == State::Absent) {
+            if demand.assigned && demand.served < demand.blocks.len()
+                || demand.blocks[..demand.served].iter().any(|b| state(b) == State::Absent)
+            {
                 return Err(format!("demand {} is said to be served, but a block is absent", demand.ticket));
             }
         }

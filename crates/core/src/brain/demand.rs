@@ -17,7 +17,9 @@ pub(crate) struct Demand {
     pub(crate) blocks: Vec<BlockId>,
     /// Blocks that are not resident yet.
     pub(crate) missing: usize,
-    /// Every block is resident or on its way.
+    /// So many of its blocks, from the first on, are resident or on their way.
+    pub(crate) served: usize,
+    /// All of them are.
     pub(crate) assigned: bool,
     pub(crate) deadline: Nanos,
 }
@@ -39,7 +41,7 @@ impl Brain {
             }
         }
         let missing = list.iter().filter(|&&b| self.place(tier, b).state != State::Resident).count();
-        self.demands.push_back(Demand { ticket, tier, blocks: list, missing, assigned: false, deadline });
+        self.demands.push_back(Demand { ticket, tier, blocks: list, missing, served: 0, assigned: false, deadline });
         if missing == 0 {
             self.finish_demand(self.demands.len() - 1, None);
         }
@@ -123,11 +125,12 @@ impl Brain {
                 continue;
             }
             let tier = self.demands[index].tier;
-            for at in 0..self.demands[index].blocks.len() {
+            for at in self.demands[index].served..self.demands[index].blocks.len() {
                 let block = self.demands[index].blocks[at];
                 if !self.ensure(tier, block) {
                     return;
                 }
+                self.demands[index].served = at + 1;
             }
             self.demands[index].assigned = true;
         }
@@ -252,8 +255,10 @@ impl Brain {
         }
         // Whoever counted on it must be served again.
         for demand in &mut self.demands {
-            if demand.tier == tier && demand.assigned && demand.blocks.contains(&block) {
-                demand.assigned = false;
+            if demand.tier == tier
+                && let Some(at) = demand.blocks[..demand.served].iter().position(|&b| b == block)
+            {
+                (demand.assigned, demand.served) = (false, at);
             }
         }
     }
