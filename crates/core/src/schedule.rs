@@ -46,6 +46,8 @@ pub(crate) struct Coverage {
     pub(crate) absent: BitSet,
     /// Uses whose block could be evicted.
     pub(crate) evictable: BitSet,
+    /// Whether the tier plays no part in some of the steps that use blocks.
+    pub(crate) partial: bool,
 }
 
 /// A registered schedule, with its index.
@@ -146,6 +148,19 @@ impl Registered {
             None if self.cyclic => uses.first().map(|&first| u64::from(first) + (self.order.len() - cursor) as u64),
             None => None,
         }
+    }
+
+    /// As [`Self::distance`], of the uses that `counts` says yes to.
+    pub(crate) fn distance_where(&self, block: BlockId, cursor: usize, counts: impl Fn(TierId) -> bool) -> Option<u64> {
+        let uses = self.uses(block);
+        let next = uses.partition_point(|&position| (position as usize) < cursor);
+        let counts = |&&position: &&u32| counts(self.tier_at(position as usize));
+        let ahead = uses[next..].iter().find(counts).map(|&position| u64::from(position) - cursor as u64);
+        if !self.cyclic {
+            return ahead;
+        }
+        let round = (self.order.len() - cursor) as u64;
+        ahead.or_else(|| uses[..next].iter().find(counts).map(|&position| u64::from(position) + round))
     }
 
     /// Uses from the cursor to a position, going round if need be.

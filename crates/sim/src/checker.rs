@@ -323,7 +323,8 @@ impl Checker {
                     let child = TierId(child as u32);
                     brain.slot(child, victim).is_some() && !brain.is_resident(child, victim)
                 });
-                if brain.is_resident(tier, victim) && pins(tier, victim) == 0 && !moves_on {
+                let expected = guessed.iter().any(|(_, block)| *block == victim);
+                if brain.is_resident(tier, victim) && pins(tier, victim) == 0 && !moves_on && !expected {
                     return Err(format!(
                         "disk {} idles, tier {tier} has block {victim} for nobody, block {block} will be used",
                         size.wire

@@ -83,7 +83,7 @@ impl Brain {
     }
 
     /// Distance from a tier down to another by parents; `None` if the other is not below.
-    fn feeds(&self, tier: TierId, consumer: TierId) -> bool {
+    pub(crate) fn feeds(&self, tier: TierId, consumer: TierId) -> bool {
         let mut at = Some(consumer);
         while let Some(here) = at {
             if here == tier {
@@ -140,12 +140,20 @@ impl Brain {
                 registered.steps.iter().any(|s| self.feeds(TierId(tier as u32), s.tier))
             })
             .collect();
+        let in_all: Vec<bool> = (0..tiers)
+            .map(|tier| {
+                let Some(registered) = &self.schedules[id] else { return false };
+                let mut reading = registered.steps.iter().filter(|s| s.start < s.end);
+                reading.all(|s| self.feeds(TierId(tier as u32), s.tier))
+            })
+            .collect();
         if let Some(registered) = &mut self.schedules[id] {
             let uses = registered.order.len();
-            registered.coverage = takes_part
-                .iter()
-                .map(|&part| part.then(|| Coverage { absent: BitSet::new(uses), evictable: BitSet::new(uses) }))
-                .collect();
+            let coverage = |(part, all): (&bool, &bool)| {
+                let empty = || BitSet::new(uses);
+                part.then(|| Coverage { absent: empty(), evictable: empty(), partial: !all })
+            };
+            registered.coverage = takes_part.iter().zip(&in_all).map(coverage).collect();
         }
         for tier in 0..tiers {
             for block in self.tiers[tier].lru.linked() {

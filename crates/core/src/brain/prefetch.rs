@@ -35,20 +35,20 @@ impl Brain {
         if self.prefetch == Prefetch::Off {
             return;
         }
-        let mut nearest = 0;
-        while self.tiers[tier.index()].awaiting.is_none() {
-            let Some((distance, block)) = self.nearest_movable(tier, nearest) else { return };
+        let mut slots_max = u32::MAX;
+        while self.tiers[tier.index()].awaiting.is_none() && slots_max > 0 {
+            let Some((distance, block)) = self.nearest_movable(tier, slots_max) else { return };
             match self.take_slot(tier, block, Limit::FurtherThan(distance)) {
                 Some(slot) => self.start_load(tier, block, slot, true),
-                // No run of slots can be freed for it; what needs a single slot shall not wait for that.
-                None if self.blocks[block.index()].slots > 1 => nearest = distance + 1,
-                None => return,
+                // No run of slots can be freed for it, nor for any as long that is used later, since less may go for
+                // that; what needs a shorter run shall not wait.
+                None => slots_max = self.blocks[block.index()].slots.saturating_sub(1),
             }
         }
     }
 
-    /// The absent block that is used soonest, in no fewer than `nearest` uses, among those that could be moved now.
-    fn nearest_movable(&self, tier: TierId, nearest: u64) -> Option<(u64, BlockId)> {
+    /// The absent block of up to `slots_max` slots that is used soonest, among those that could be moved now.
+    fn nearest_movable(&self, tier: TierId, slots_max: u32) -> Option<(u64, BlockId)> {
         let mut best: Option<(u64, BlockId)> = None;
         let wires = match self.tiers[tier.index()].parent {
             None => Wires::below(self.disk_ahead_bytes.len() as u32),
@@ -82,7 +82,7 @@ impl Brain {
                         if full == wires {
                             break;
                         }
-                    } else if distance >= nearest && self.movable(tier, block) {
+                    } else if self.blocks[block.index()].slots <= slots_max && self.movable(tier, block) {
                         best = Some((distance, block));
                         break;
                     }

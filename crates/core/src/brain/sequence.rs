@@ -27,12 +27,12 @@ impl Brain {
         }
     }
 
-    /// What was brought for a step into the tiers that feed it, and was not fetched from there (its demand may have
-    /// failed), no longer counts as brought ahead.
+    /// What was brought for a step, into its tier or those that feed it, and was not used (its demand may have failed),
+    /// no longer counts as brought ahead.
     fn leave_step(&mut self, schedule: usize, step: StepId) {
         let Some(registered) = &self.schedules[schedule] else { return };
         let Some(&place) = registered.step(step) else { return };
-        let mut at = self.tiers[place.tier.index()].parent;
+        let mut at = Some(place.tier);
         while let Some(tier) = at {
             for position in place.start..place.end {
                 let Some(registered) = &self.schedules[schedule] else { return };
@@ -66,17 +66,19 @@ impl Brain {
         }
     }
 
-    /// Uses until a block is used next, over all cursors of schedules in which the tier plays a part; `None` if no
-    /// cursor comes to it.
+    /// Uses until a block is used next in a step in which the tier plays a part, over all cursors; `None` if no cursor
+    /// comes to it.
     pub(crate) fn distance(&self, tier: TierId, block: BlockId) -> Option<u64> {
         let mut nearest = None;
         for registered in self.schedules.iter().flatten() {
-            if registered.coverage.get(tier.index()).is_none_or(Option::is_none) {
-                continue;
-            }
+            let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
             for sequence in &registered.sequences {
                 let Some(Some(cursor)) = self.cursors.get(sequence.index()) else { continue };
-                let distance = registered.distance(block, cursor.position);
+                let distance = if coverage.partial {
+                    registered.distance_where(block, cursor.position, |consumer| self.feeds(tier, consumer))
+                } else {
+                    registered.distance(block, cursor.position)
+                };
                 nearest = match (nearest, distance) {
                     (Some(a), Some(b)) => Some(u64::min(a, b)),
                     (a, b) => a.or(b),
