@@ -53,6 +53,8 @@ pub struct Summary {
     decode_read_bytes: u64,
     touched_bytes_per_token: Option<u64>,
     in_flight_bytes: u64,
+    /// The most memory that the process had resident: budgets, KV cache and everything else.
+    peak_resident_bytes: Option<u64>,
     limit: Option<Limit>,
     evict: &'static str,
     evict_why: String,
@@ -156,6 +158,7 @@ impl Summary {
             decode_read_bytes: stats.disk.read_bytes.saturating_sub(run.at_first.disk.read_bytes),
             touched_bytes_per_token: work.map(|work| work.touched_bytes),
             in_flight_bytes: stats.in_flight_bytes(),
+            peak_resident_bytes: overspill::limits::peak_resident_bytes(),
             limit,
             evict: stats.decision.evict,
             evict_why: stats.decision.why.clone(),

@@ -90,7 +90,12 @@ pub fn whole(files: &FileSet) -> Vec<Extent> {
     (0..files.len()).map(extent).collect()
 }
 
-/// Reads the extents in order, again and again, for this long, and says how fast it went.
+/// Of a measurement's time, what is read before the clock starts: a disk that has been idle answers the first requests
+/// from its caches, and one that is throttled has saved up for them (a Linux cgroup, a tenth of a second's worth).
+const WARM_UP_SHARE: u32 = 4;
+const WARM_UP_MAX: Duration = Duration::from_millis(250);
+
+/// Reads the extents in order, again and again, for this long and a short while before, and says how fast it went.
 ///
 /// # Errors
 /// Any [`ProbeError`].
@@ -118,8 +123,10 @@ pub fn bandwidth(
         files.drop_cache();
     }
     let mut buffers = (0..depth).map(|_| AlignedBuf::new(request_bytes)).collect::<Result<Vec<_>, _>>()?;
-    let start = Instant::now();
-    let mut begun = vec![(FileId(0), 0, start); depth];
+    let begin = Instant::now();
+    let mut start = begin;
+    let warm_up = (duration / WARM_UP_SHARE).min(WARM_UP_MAX);
+    let mut begun = vec![(FileId(0), 0, begin); depth];
     let (mut reads, mut latency, mut batch) = (0u64, Duration::ZERO, Vec::with_capacity(depth));
     let mut request = |slot: usize, buffer, begun: &mut [(FileId, u64, Instant)]| {
         let (file, offset) = requests.next();
@@ -132,22 +139,32 @@ pub fn bandwidth(
     }
     let mut in_flight = batch.len();
     storage.submit(&mut batch);
+    let mut elapsed = None;
     while in_flight > 0
         && let Ok(completion) = arrived.recv()
     {
         let slot = completion.id.index();
         let (file, offset, since) = begun[slot];
         completion.result.map_err(|fault| ProbeError::Read { path: files.path(file).to_owned(), offset, fault })?;
+        if elapsed.is_some() {
+            // Only waited for, since it writes to a buffer: what was in flight when the clock started has been counted.
+            in_flight -= 1;
+            continue;
+        }
         reads += 1;
         latency += since.elapsed();
-        if start.elapsed() < duration {
-            batch.push(request(slot, completion.buffer, &mut begun));
-            storage.submit(&mut batch);
-        } else {
+        if start == begin && begin.elapsed() >= warm_up {
+            (start, reads, latency) = (Instant::now(), 0, Duration::ZERO);
+        } else if start != begin && start.elapsed() >= duration {
+            elapsed = Some(start.elapsed());
             in_flight -= 1;
+            continue;
         }
+        batch.push(request(slot, completion.buffer, &mut begun));
+        storage.submit(&mut batch);
     }
-    let (elapsed, read_bytes) = (start.elapsed(), reads * request_bytes as u64);
+    let elapsed = elapsed.unwrap_or_else(|| start.elapsed());
+    let read_bytes = reads * request_bytes as u64;
     let bytes_per_s = read_bytes as f64 / elapsed.as_secs_f64().max(1e-9);
     let latency = latency.checked_div(u32::try_from(reads).unwrap_or(u32::MAX)).unwrap_or_default();
     Ok(Bandwidth { bytes_per_s, shape, read_bytes, reads, elapsed, latency, reader })
