@@ -212,6 +212,9 @@ impl EngineBuilder {
             gpus,
             waiters: BTreeMap::new(),
             under_way: BTreeMap::new(),
+            disk_busy: Default::default(),
+            #[cfg(feature = "gpu")]
+            bus_busy: Default::default(),
         };
         let driver = std::thread::Builder::new()
             .name("overspill-driver".into())

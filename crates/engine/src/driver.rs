@@ -10,7 +10,7 @@ use overspill_core::{BlockId, Brain, Command, Event, Refusal, SlotId, Ticket, Ti
 use overspill_host::{SlabPool, SlotBuf};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What the driver works with.
@@ -27,6 +27,32 @@ pub(crate) struct Driver {
     pub(crate) waiters: BTreeMap<Ticket, Arc<Waiter>>,
     /// The block of each transfer under way.
     pub(crate) under_way: BTreeMap<TransferId, (TierId, BlockId)>,
+    pub(crate) disk_busy: Busy,
+    #[cfg(feature = "gpu")]
+    pub(crate) bus_busy: Busy,
+}
+
+/// How long a wire has had something to carry.
+#[derive(Debug, Default)]
+pub(crate) struct Busy {
+    in_flight: usize,
+    since_ns: u64,
+}
+
+impl Busy {
+    pub(crate) fn begin(&mut self, now_ns: u64) {
+        if self.in_flight == 0 {
+            self.since_ns = now_ns;
+        }
+        self.in_flight += 1;
+    }
+
+    /// Adds up after each transfer, so that a look at the figures is never far behind.
+    pub(crate) fn end(&mut self, now_ns: u64, total_ns: &AtomicU64) {
+        total_ns.fetch_add(now_ns.saturating_sub(self.since_ns), Ordering::Relaxed);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.since_ns = now_ns;
+    }
 }
 
 impl Driver {
@@ -129,11 +155,13 @@ impl Driver {
     fn start_read(&mut self, transfer: TransferId, block: BlockId, tier: TierId, slot: SlotId, speculative: bool) {
         self.under_way.insert(transfer, (tier, block));
         let shared = &self.shared;
+        self.disk_busy.begin(shared.now());
         shared.tell(|| Told::ReadStarted { at_ns: shared.now(), block, tier, speculative });
         let begun = self.room(block, slot).and_then(|room| self.reader.read(transfer, block, room));
         if let Err(error) = begun {
             self.shared.remember_failure(block, Error::Memory(error.to_string()));
             self.under_way.remove(&transfer);
+            self.disk_busy.end(self.shared.now(), &self.shared.disk.busy_ns);
             self.brain.handle(Event::TransferFailed { transfer, cancelled: false }, self.shared.now());
         }
     }
@@ -151,6 +179,7 @@ impl Driver {
         let Finished { transfer, result, bytes } = finished;
         let Some((tier, block)) = self.under_way.remove(&transfer) else { return };
         let shared = &self.shared;
+        self.disk_busy.end(shared.now(), &shared.disk.busy_ns);
         shared.tell(|| Told::ReadEnded { at_ns: shared.now(), block, tier, bytes });
         match result {
             Ok(slot) => {

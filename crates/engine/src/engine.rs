@@ -6,7 +6,7 @@ use crate::gather::Gather;
 use crate::lease::{Lease, LeaseSet, Pending, Use, missing};
 use crate::sequence::Sequence;
 use crate::shared::{Holder, Note, Shared};
-use crate::stats::{DiskStats, Stats, TierFigures};
+use crate::stats::{BusStats, DiskStats, Stats, TierFigures};
 use overspill_core::{
     BlockId, Brain, Catalog, Event as Told, Layout, Schedule, ScheduleId, StepId, TableId, TensorId, TierId,
 };
@@ -446,6 +446,12 @@ impl Engine {
                 padding_bytes: disk.padding_bytes.load(Ordering::Relaxed),
                 reads: disk.reads.load(Ordering::Relaxed) + self.inner.gather.reads(),
                 gathered_bytes: disk.gathered_bytes.load(Ordering::Relaxed),
+                busy_ns: disk.busy_ns.load(Ordering::Relaxed),
+            },
+            bus: BusStats {
+                uploaded_bytes: shared.bus.uploaded_bytes.load(Ordering::Relaxed),
+                uploads: shared.bus.uploads.load(Ordering::Relaxed),
+                busy_ns: shared.bus.busy_ns.load(Ordering::Relaxed),
             },
             stall_ns: shared.stall_ns.load(Ordering::Relaxed),
             mapped_bytes: self.inner.pool.backed_bytes(),
@@ -456,6 +462,14 @@ impl Engine {
             },
             io: self.inner.probe.chosen.name(),
         })
+    }
+
+    /// Which blocks are in a tier now, one entry for each block of the catalog; empty for a tier that is not there. It
+    /// looks at each block's word and disturbs nobody, so blocks may come and go while it looks.
+    #[must_use]
+    pub fn residency(&self, tier: TierId) -> Vec<bool> {
+        let table = self.inner.shared.tiers.get(tier.index());
+        table.map(|t| t.cells.iter().map(|cell| cell.word.is_resident()).collect()).unwrap_or_default()
     }
 
     /// Tells what happens from now on, in order. A receiver that falls far behind misses events; a dropped one is

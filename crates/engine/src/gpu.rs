@@ -8,6 +8,7 @@ use crate::shared::{Held, Note, Shared};
 use overspill_core::{BlockId, Catalog, Event, SlotId, TierId, TransferId};
 use overspill_gpu::{GpuContext, GpuError, Poller, RingConfig, RingPath, Upload, Uploader, VramSlabs};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub use overspill_gpu::GpuSlice;
 
@@ -99,9 +100,13 @@ impl Driver {
         slot: SlotId,
     ) {
         self.under_way.insert(transfer, (to, block));
+        let shared = &self.shared;
+        self.bus_busy.begin(shared.now());
+        shared.tell(|| Told::UploadStarted { at_ns: shared.now(), block, tier: to });
         if let Err(error) = self.try_upload(transfer, block, from, slot) {
             self.shared.remember_failure(block, error);
             self.under_way.remove(&transfer);
+            self.bus_busy.end(self.shared.now(), &self.shared.bus.busy_ns);
             self.brain.handle(Event::TransferFailed { transfer, cancelled: false }, self.shared.now());
         }
     }
@@ -131,8 +136,12 @@ impl Driver {
             _ => Err(GpuError::Closed),
         };
         let now = self.shared.now();
+        self.bus_busy.end(now, &self.shared.bus.busy_ns);
         let event = match slice {
             Ok(slice) => {
+                let bytes = overspill_gpu::payload_bytes(&self.shared.catalog, block);
+                self.shared.bus.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.shared.bus.uploads.fetch_add(1, Ordering::Relaxed);
                 self.shared.tell(|| Told::Uploaded { at_ns: now, block, tier });
                 self.publish(tier, block, Held::Gpu(slice));
                 Event::TransferDone { transfer }

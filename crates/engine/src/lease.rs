@@ -115,8 +115,25 @@ impl fmt::Debug for Lease {
 pub(crate) enum Use {
     /// A step of a sequence.
     Step(SequenceId, StepId),
-    /// Some blocks of a step that chooses, or of no schedule.
+    /// Some blocks of a step that chooses. They are told one by one, the step is for subscribers only.
+    Chosen(SequenceId, StepId),
+    /// Blocks of no schedule.
     Blocks,
+}
+
+impl Use {
+    fn step(self) -> Option<(SequenceId, StepId)> {
+        match self {
+            Self::Step(sequence, step) | Self::Chosen(sequence, step) => Some((sequence, step)),
+            Self::Blocks => None,
+        }
+    }
+
+    fn tell_begun(self, shared: &Shared, blocks: usize) {
+        if let Some((sequence, step)) = self.step() {
+            shared.tell(|| crate::Event::StepBegan { at_ns: shared.now(), sequence, step, blocks });
+        }
+    }
 }
 
 /// Leases of all blocks of a set, in the order in which they were asked for.
@@ -192,12 +209,16 @@ impl LeaseSet {
 impl Drop for LeaseSet {
     fn drop(&mut self) {
         let mut leases = std::mem::take(&mut self.leases);
+        if let Some((sequence, step)) = self.used.step() {
+            let shared = &self.shared;
+            shared.tell(|| crate::Event::StepEnded { at_ns: shared.now(), sequence, step });
+        }
         match self.used {
             Use::Step(sequence, step) => {
                 leases.clear();
                 self.shared.mailbox.post(Note::StepTouched { sequence, step }, false);
             }
-            Use::Blocks => {
+            Use::Chosen(..) | Use::Blocks => {
                 for lease in leases.drain(..) {
                     let (tier, block) = (lease.tier, lease.block);
                     drop(lease);
@@ -240,6 +261,7 @@ impl Pending {
         let since = Instant::now();
         if let Some(set) = LeaseSet::try_take(holder, tier, blocks, used) {
             table.hits.fetch_add(blocks.len() as u64, Ordering::Relaxed);
+            used.tell_begun(shared, blocks.len());
             return Ok(Self { holder: Arc::clone(holder), used, ready: Some(set), asked: None, since });
         }
         let resident = blocks.iter().filter(|b| table.cells[b.index()].word.is_resident()).count() as u64;
@@ -290,7 +312,10 @@ impl Pending {
         shared.stall_ns.fetch_add(ns, Ordering::Relaxed);
         let blocks = waiter.blocks.len();
         shared.tell(|| crate::Event::Stalled { at_ns: shared.now(), ns, blocks });
-        result.map(|()| LeaseSet::of_pinned(&self.holder, &waiter, self.used))
+        result.map(|()| {
+            self.used.tell_begun(shared, blocks);
+            LeaseSet::of_pinned(&self.holder, &waiter, self.used)
+        })
     }
 }
 

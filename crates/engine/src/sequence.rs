@@ -45,7 +45,7 @@ impl Sequence {
     pub fn acquire_chosen(&mut self, step: StepId, blocks: &[BlockId]) -> Result<LeaseSet, Error> {
         self.enter(step)?;
         let tier = self.schedule.steps[step.index()].tier;
-        Pending::ask(&self.holder, tier, blocks, Use::Blocks)?.wait()
+        Pending::ask(&self.holder, tier, blocks, Use::Chosen(self.id, step))?.wait()
     }
 
     /// Says that a step begins, without leasing anything.
@@ -70,6 +70,14 @@ impl Sequence {
     /// and guesses that turn out not to pay are ignored for a while.
     pub fn expect(&mut self, step: StepId, blocks: &[BlockId], probability: f32) {
         let probability_milli = (probability.clamp(0.0, 1.0) * 1000.0) as u16;
+        let (shared, sequence, count) = (&self.holder.shared, self.id, blocks.len());
+        shared.tell(|| crate::Event::Expected {
+            at_ns: shared.now(),
+            sequence,
+            step,
+            blocks: count,
+            probability_milli,
+        });
         let note = Note::Expected { sequence: self.id, step, blocks: blocks.to_vec(), probability_milli };
         self.holder.shared.mailbox.post(note, true);
     }

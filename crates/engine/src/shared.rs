@@ -175,6 +175,16 @@ pub(crate) struct DiskCounters {
     pub(crate) padding_bytes: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) gathered_bytes: AtomicU64,
+    /// Nanoseconds in which a read of blocks was under way.
+    pub(crate) busy_ns: AtomicU64,
+}
+
+/// Counters of copies up to GPUs.
+#[derive(Debug, Default)]
+pub(crate) struct BusCounters {
+    pub(crate) uploaded_bytes: AtomicU64,
+    pub(crate) uploads: AtomicU64,
+    pub(crate) busy_ns: AtomicU64,
 }
 
 /// See the module.
@@ -183,6 +193,7 @@ pub(crate) struct Shared {
     pub(crate) tiers: Vec<TierTable>,
     pub(crate) mailbox: Mailbox,
     pub(crate) disk: DiskCounters,
+    pub(crate) bus: BusCounters,
     pub(crate) stall_ns: AtomicU64,
     pub(crate) tickets: AtomicU64,
     pub(crate) patience: Duration,
@@ -225,6 +236,7 @@ impl Shared {
             tiers,
             mailbox: Mailbox::new(),
             disk: DiskCounters::default(),
+            bus: BusCounters::default(),
             stall_ns: AtomicU64::new(0),
             tickets: AtomicU64::new(0),
             patience,

@@ -36,6 +36,21 @@ pub struct DiskStats {
     pub reads: u64,
     /// Bytes of table rows that were handed out.
     pub gathered_bytes: u64,
+    /// Nanoseconds in which at least one read of blocks was under way: the disk's share of the time, whether anybody
+    /// waited for it or not.
+    pub busy_ns: u64,
+}
+
+/// Figures of the way to the GPUs.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct BusStats {
+    /// Bytes copied up.
+    pub uploaded_bytes: u64,
+    /// Copies.
+    pub uploads: u64,
+    /// Nanoseconds in which at least one copy was under way.
+    pub busy_ns: u64,
 }
 
 /// Everything that the engine counts. Counters run from its opening; take differences.
@@ -46,6 +61,8 @@ pub struct Stats {
     pub tiers: Vec<TierFigures>,
     /// The disks.
     pub disk: DiskStats,
+    /// The way to the GPUs; all zero without one.
+    pub bus: BusStats,
     /// Nanoseconds in which callers waited for blocks, summed over callers.
     pub stall_ns: u64,
     /// Host memory mapped for slabs.

@@ -1,0 +1,177 @@
+//! [`Stats`] in Prometheus' text exposition format (version 0.0.4), for a `/metrics` page or a textfile collector.
+//!
+//! Names follow Prometheus' conventions: base units (bytes, seconds), `_total` for counters, one label for what differs.
+//! Nothing is counted here, so metrics cost what [`crate::Engine::stats`] costs, and only when somebody asks.
+//!
+//! ```
+//! # fn page(engine: &overspill::Engine) -> Result<String, overspill::Error> {
+//! let page = overspill::metrics::render(&engine.stats()?);
+//! # Ok(page)
+//! # }
+//! ```
+
+use crate::{Stats, TierFigures};
+use std::fmt::{Display, Write as _};
+
+/// What HTTP calls this format.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The page.
+#[must_use]
+pub fn render(stats: &Stats) -> String {
+    let mut page = Page(String::with_capacity(4096));
+    tiers(&mut page, stats);
+    wires(&mut page, stats);
+    page.family("overspill_stall_seconds_total", "counter", "Time in which callers waited for blocks, all callers.");
+    page.sample("overspill_stall_seconds_total", &[], seconds(stats.stall_ns));
+    page.family("overspill_mapped_bytes", "gauge", "Host memory mapped for blocks.");
+    page.sample("overspill_mapped_bytes", &[], stats.mapped_bytes);
+    page.family("overspill_policy_info", "gauge", "Always 1; the labels tell what is in force.");
+    let policy = [("evict", stats.decision.evict), ("prefetch", stats.prefetch), ("io", stats.io)];
+    page.sample("overspill_policy_info", &policy, 1);
+    page.0
+}
+
+/// A family of metrics with a sample for each tier.
+type OfTier = (&'static str, &'static str, &'static str, fn(&TierFigures) -> u64);
+
+const OF_TIERS: &[OfTier] = &[
+    ("overspill_tier_budget_bytes", "gauge", "What the tier may hold.", |t| t.budget_bytes),
+    ("overspill_tier_used_bytes", "gauge", "Slots of blocks in use, those being filled included.", |t| {
+        t.blocks.used_bytes
+    }),
+    ("overspill_tier_peak_bytes", "gauge", "The most that the tier has held.", |t| t.peak_bytes),
+    ("overspill_tier_reserved_bytes", "gauge", "Set aside for KV cache and scratch.", |t| t.reserved_bytes),
+    ("overspill_tier_ring_bytes", "gauge", "In flight plus leased while something streams.", |t| t.blocks.ring_bytes),
+    ("overspill_tier_kept_blocks", "gauge", "Blocks that the plan keeps.", |t| t.blocks.kept_blocks),
+    ("overspill_tier_hits_total", "counter", "Blocks that were there when they were asked for.", |t| t.hits),
+    ("overspill_tier_misses_total", "counter", "Blocks that had to be waited for.", |t| t.misses),
+    ("overspill_tier_loads_total", "counter", "Blocks brought in.", |t| t.blocks.loads),
+    ("overspill_tier_evictions_total", "counter", "Blocks that went to make room.", |t| t.blocks.evictions),
+    ("overspill_tier_wasted_loads_total", "counter", "Blocks brought in that went unused.", |t| t.blocks.wasted),
+];
+
+fn tiers(page: &mut Page, stats: &Stats) {
+    for (name, kind, help, value) in OF_TIERS {
+        page.family(name, kind, help);
+        for tier in &stats.tiers {
+            page.sample(name, &[("tier", tier.label)], value(tier));
+        }
+    }
+}
+
+fn wires(page: &mut Page, stats: &Stats) {
+    let mut of_wires = |name: &str, help: &str, disk: f64, bus: f64| {
+        page.family(name, "counter", help);
+        page.sample(name, &[("wire", "disk")], disk);
+        if stats.tiers.len() > 1 {
+            page.sample(name, &[("wire", "bus")], bus);
+        }
+    };
+    let (disk, bus) = (&stats.disk, &stats.bus);
+    let bytes = "Bytes that crossed the wire, alignment padding included.";
+    of_wires("overspill_wire_bytes_total", bytes, disk.read_bytes as f64, bus.uploaded_bytes as f64);
+    let transfers = "Reads from disk, or copies to a GPU.";
+    of_wires("overspill_wire_transfers_total", transfers, disk.reads as f64, bus.uploads as f64);
+    let busy = "Time in which at least one transfer of blocks was under way.";
+    of_wires("overspill_wire_busy_seconds_total", busy, seconds(disk.busy_ns), seconds(bus.busy_ns));
+    page.family("overspill_disk_padding_bytes_total", "counter", "Bytes read for alignment only.");
+    page.sample("overspill_disk_padding_bytes_total", &[], disk.padding_bytes);
+    page.family("overspill_gathered_bytes_total", "counter", "Bytes of table rows handed out.");
+    page.sample("overspill_gathered_bytes_total", &[], disk.gathered_bytes);
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.0.push_str(name);
+        for (index, (label, text)) in labels.iter().enumerate() {
+            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.0, "{}{label}=\"{text}\"", if index == 0 { '{' } else { ',' });
+        }
+        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BusStats, Decision, DiskStats, TierStats};
+    use std::collections::BTreeSet;
+
+    fn stats(labels: &[&'static str]) -> Stats {
+        let tier = |&label: &&'static str| TierFigures {
+            label,
+            budget_bytes: 100,
+            peak_bytes: 90,
+            reserved_bytes: 3,
+            reserved_peak_bytes: 4,
+            hits: 7,
+            misses: 2,
+            blocks: TierStats { evictions: 5, used_bytes: 80, ..TierStats::default() },
+        };
+        Stats {
+            tiers: labels.iter().map(tier).collect(),
+            disk: DiskStats { read_bytes: 4096, reads: 1, busy_ns: 1_500_000_000, ..DiskStats::default() },
+            bus: BusStats { uploads: 9, ..BusStats::default() },
+            stall_ns: 250_000_000,
+            mapped_bytes: 64,
+            decision: Decision { evict: "planned", why: "a \"cycle\"".to_owned() },
+            prefetch: "auto",
+            io: "uring",
+        }
+    }
+
+    #[test]
+    fn figures_are_told_with_their_units_and_labels() {
+        let page = render(&stats(&["gpu0", "host"]));
+        for line in [
+            "overspill_tier_hits_total{tier=\"host\"} 7",
+            "overspill_tier_evictions_total{tier=\"gpu0\"} 5",
+            "overspill_wire_busy_seconds_total{wire=\"disk\"} 1.5",
+            "overspill_wire_transfers_total{wire=\"bus\"} 9",
+            "overspill_stall_seconds_total 0.25",
+            "overspill_policy_info{evict=\"planned\",prefetch=\"auto\",io=\"uring\"} 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
+        }
+        assert!(!render(&stats(&["host"])).contains("wire=\"bus\""), "no bus without a GPU");
+    }
+
+    #[test]
+    fn the_format_s_rules_hold() {
+        let page = render(&stats(&["gpu0", "host"]));
+        let (mut families, mut current, mut seen) = (BTreeSet::new(), String::new(), BTreeSet::new());
+        assert!(page.ends_with('\n'));
+        for line in page.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap_or_default();
+                assert!(families.insert(name.to_owned()), "{name} is declared twice");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+                current = name.to_owned();
+            } else if !line.starts_with("# HELP ") {
+                let (sample, value) = line.rsplit_once(' ').unwrap_or_default();
+                assert_eq!(sample.split('{').next(), Some(current.as_str()), "samples follow their family: {line}");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+                assert!(seen.insert(sample.to_owned()), "{sample} is told twice");
+            }
+        }
+        assert!(families.len() > 15);
+    }
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut page = Page(String::new());
+        page.sample("a", &[("b", "x\"\\\n")], 1);
+        assert_eq!(page.0, "a{b=\"x\\\"\\\\\\n\"} 1\n");
+    }
+}
