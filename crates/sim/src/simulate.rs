@@ -7,7 +7,7 @@ use crate::profile::{Profile, ProfileError, Workload};
 use crate::program::{Mark, Passes, Program, ScheduleModel};
 use crate::wire::WireModel;
 use crate::world::{Checks, Setup, World};
-use overspill_core::{Config, Decision, Evict, Nanos, Prefetch, TierConfig, TierId, TierStats, TooSmall};
+use overspill_core::{BlockId, Config, Decision, Evict, Nanos, Prefetch, TierConfig, TierId, TierStats, TooSmall};
 
 /// How to simulate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +102,10 @@ pub struct Outcome {
     pub compute_ns_per_pass: Nanos,
     /// T: bytes of the blocks that a pass uses.
     pub touched_bytes_per_pass: u64,
+    /// Of the last of the wires, those of links: the tiers that they fill.
+    pub bus_tiers: Vec<TierId>,
+    /// By block: the first tier that holds it at the end; `None`: only the disk does.
+    pub places: Vec<Option<TierId>>,
     /// By tier.
     pub tiers: Vec<TierStats>,
     /// The policy in force, and why.
@@ -256,6 +260,7 @@ fn outcome(profile: &Profile, workload: &Workload, world: &World, steady: Option
         })
     });
     let brain = world.brain();
+    let tiers = || (0..profile.tiers.len() as u32).map(TierId);
     Outcome {
         ns_per_pass: each(first.at, last.at),
         first_pass_ns: marks[0].at,
@@ -265,6 +270,10 @@ fn outcome(profile: &Profile, workload: &Workload, world: &World, steady: Option
         stall_ns_per_pass: each(first.figures.stall_ns, last.figures.stall_ns),
         compute_ns_per_pass: each(first.figures.compute_ns, last.figures.compute_ns),
         touched_bytes_per_pass: each(first.figures.touched_bytes, last.figures.touched_bytes),
+        bus_tiers: tiers().filter(|t| profile.tiers[t.index()].parent.is_some()).collect(),
+        places: (0..workload.blocks.len() as u32)
+            .map(|block| tiers().find(|&tier| brain.is_resident(tier, BlockId(block))))
+            .collect(),
         tiers: (0..profile.tiers.len()).map(|t| brain.tier_stats(TierId(t as u32))).collect(),
         decision: brain.decision(),
         steady: steady.is_some(),
