@@ -82,6 +82,8 @@ pub(crate) struct Tier {
     pub(crate) lru: Lru,
     /// Blocks that the plan keeps here.
     pub(crate) kept: BitSet,
+    /// Blocks that could be retired now, kept or not.
+    pub(crate) could_go: BitSet,
     /// Resident blocks that a child has too, and that nobody needs here.
     pub(crate) surplus: BitSet,
     /// The block that the body was asked to retire; one at a time.
@@ -193,6 +195,7 @@ impl Brain {
                 places: vec![ABSENT; blocks],
                 lru: Lru::new(blocks),
                 kept: BitSet::new(blocks),
+                could_go: BitSet::new(blocks),
                 surplus: BitSet::new(blocks),
                 awaiting: None,
                 ahead_bytes: 0,
@@ -239,8 +242,12 @@ impl Brain {
         let registered = Registered::new(schedule, self.blocks.len());
         self.check_fits(&registered)?;
         self.forget_learned();
-        let id = self.schedules.len();
-        self.schedules.push(Some(registered));
+        // A schedule that was learned and forgotten leaves its place; nobody outside knows its id.
+        let id = self.schedules.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.schedules.push(None);
+            self.schedules.len() - 1
+        });
+        self.schedules[id] = Some(registered);
         self.index_schedule(id);
         self.replan();
         self.pump();
@@ -403,7 +410,10 @@ impl Brain {
     }
 
     fn refresh_one(&mut self, tier: TierId, block: BlockId) {
-        let free_to_go = self.could_go(tier, block) && !self.tiers[tier.index()].kept.contains(block.index());
+        let could_go = self.could_go(tier, block);
+        let t = &mut self.tiers[tier.index()];
+        t.could_go.set(block.index(), could_go);
+        let free_to_go = could_go && !t.kept.contains(block.index());
         let mut needed_here = false;
         for index in 0..self.schedules.len() {
             let Some(registered) = &self.schedules[index] else { continue };
@@ -445,9 +455,26 @@ impl Brain {
         Some((above || self.place(tier, block).state != State::Absent, above))
     }
 
-    pub(crate) fn list_of(&self, block: BlockId) -> List {
-        let scheduled = self.schedules.iter().flatten().any(|s| !s.uses(block).is_empty());
+    /// Whether some schedule uses the block from this tier.
+    pub(crate) fn list_of(&self, tier: TierId, block: BlockId) -> List {
+        let scheduled = self.schedules.iter().flatten().any(|s| match s.coverage.get(tier.index()) {
+            Some(Some(coverage)) if coverage.partial => {
+                s.uses(block).iter().any(|&position| self.feeds(tier, s.tier_at(position as usize)))
+            }
+            Some(Some(_)) => !s.uses(block).is_empty(),
+            _ => false,
+        });
         if scheduled { List::Scheduled } else { List::Free }
+    }
+
+    /// Puts every block into the list where it belongs, after schedules have changed.
+    pub(crate) fn relink(&mut self) {
+        for tier in 0..self.tiers.len() {
+            for block in self.tiers[tier].lru.linked() {
+                let list = self.list_of(TierId(tier as u32), BlockId(block as u32));
+                self.tiers[tier].lru.touch(block, list);
+            }
+        }
     }
 
     /// Bytes of slots.

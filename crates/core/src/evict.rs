@@ -4,6 +4,7 @@
 use crate::brain::Brain;
 use crate::ids::{BlockId, SequenceId, TierId};
 use crate::lru::List;
+use crate::schedule::{Coverage, Registered};
 
 /// For whose sake a block may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,9 @@ pub(crate) trait Evictor {
     fn victim(&self, brain: &Brain, tier: TierId, limit: Limit) -> Option<BlockId>;
 }
 
+/// Blocks that could go, and that are looked at for the sake of one that nobody waits for.
+const LOOK_MAX: usize = 64;
+
 /// The least recently used goes. What was brought ahead and not used yet goes last.
 pub(crate) struct LeastRecentlyUsed;
 
@@ -36,11 +40,11 @@ impl Evictor for LeastRecentlyUsed {
     fn victim(&self, brain: &Brain, tier: TierId, limit: Limit) -> Option<BlockId> {
         let lru = &brain.tiers[tier.index()].lru;
         let oldest = |list, unused_too: bool| {
-            lru.oldest_first(list).map(|index| BlockId(index as u32)).find(|&block| {
-                brain.could_go(tier, block)
-                    && (unused_too || !brain.place(tier, block).unused)
-                    && limit.allows(brain.distance(tier, block))
-            })
+            lru.oldest_first(list)
+                .map(|index| BlockId(index as u32))
+                .filter(|&block| brain.could_go(tier, block) && (unused_too || !brain.place(tier, block).unused))
+                .take(LOOK_MAX)
+                .find(|&block| limit == Limit::Demand || limit.allows(brain.distance(tier, block)))
         };
         for unused_too in [false, true] {
             if unused_too && limit != Limit::Demand {
@@ -65,75 +69,170 @@ pub(crate) struct NextUse;
 
 impl Evictor for NextUse {
     fn victim(&self, brain: &Brain, tier: TierId, limit: Limit) -> Option<BlockId> {
-        let mut best: Option<(u64, BlockId)> = None;
-        let mut offer = |distance: Option<u64>, block: BlockId| {
-            let distance = distance.unwrap_or(u64::MAX);
-            if best.is_none_or(|(furthest, _)| distance > furthest) {
-                best = Some((distance, block));
-            }
-        };
-        let mut cycle = 1;
-        for registered in brain.schedules.iter().flatten() {
-            let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
-            let evictable = &coverage.evictable;
-            let length = registered.order.len();
-            cycle = cycle.max(length as u64);
-            if registered.sequences.is_empty()
-                && let Some(at) = evictable.prev(length)
-            {
-                let block = registered.order[at];
-                offer(brain.distance(tier, block), block);
-            }
-            for sequence in &registered.sequences {
-                let Some(cursor) = brain.cursors[sequence.index()] else { continue };
-                let mut at = cursor.position;
-                let mut wrapped = false;
-                for _ in 0..LOOK_BACK_MAX {
-                    at = match evictable.prev(at) {
-                        Some(at) if !wrapped || at >= cursor.position => at,
-                        None if !wrapped => {
-                            (at, wrapped) = (length, true);
-                            continue;
-                        }
-                        _ => break,
-                    };
-                    let block = registered.order[at];
-                    let distance = brain.distance(tier, block);
-                    offer(distance, block);
-                    // A block that comes several times may come again before this use; then the next one back may be
-                    // used later than it.
-                    let reached = |&s: &SequenceId| {
-                        let cursor = brain.cursors[s.index()]?;
-                        Some(registered.distance_to(at, cursor.position))
-                    };
-                    if distance.is_none_or(|d| registered.sequences.iter().filter_map(reached).any(|r| d >= r)) {
-                        break;
-                    }
-                }
-            }
-        }
+        let best = furthest(brain, tier, |_, coverage, before| coverage.evictable.prev(before));
         let unscheduled = brain.tiers[tier.index()].lru.oldest_first(List::Free).map(|b| BlockId(b as u32));
         let mut unscheduled = unscheduled.filter(|&block| brain.could_go(tier, block));
+        let half = brain.longest_order(tier) / 2;
         // Just used and needed again only in half a cycle: surely later than an expert that was used a while ago.
         match best {
-            Some((distance, block)) if distance > cycle / 2 && limit.allows(Some(distance)) => Some(block),
+            Some((distance, block)) if distance > half && limit.allows(Some(distance)) => Some(block),
             Some((distance, block)) => unscheduled.next().or_else(|| limit.allows(Some(distance)).then_some(block)),
             None => unscheduled.next(),
         }
     }
 }
 
-/// Any block that can go, kept or not: the one used furthest in the future. Only for demands that find nothing else.
-pub(crate) fn any(brain: &Brain, tier: TierId) -> Option<BlockId> {
+/// Among the candidates, that is blocks at positions that `prev` finds before another position of a schedule, the one
+/// that is used furthest in the future, and in how many uses.
+fn furthest(
+    brain: &Brain,
+    tier: TierId,
+    prev: impl Fn(&Registered, &Coverage, usize) -> Option<usize>,
+) -> Option<(u64, BlockId)> {
     let mut best: Option<(u64, BlockId)> = None;
-    for index in 0..brain.blocks.len() {
-        let block = BlockId(index as u32);
-        if brain.could_go(tier, block) {
-            let distance = brain.distance(tier, block).unwrap_or(u64::MAX);
-            if best.is_none_or(|(furthest, _)| distance > furthest) {
-                best = Some((distance, block));
+    let mut offer = |distance: Option<u64>, block: BlockId| {
+        let distance = distance.unwrap_or(u64::MAX);
+        if best.is_none_or(|(furthest, _)| distance > furthest) {
+            best = Some((distance, block));
+        }
+    };
+    for registered in brain.schedules.iter().flatten() {
+        let Some(Some(coverage)) = registered.coverage.get(tier.index()) else { continue };
+        let length = registered.order.len();
+        if registered.sequences.is_empty()
+            && let Some(at) = prev(registered, coverage, length)
+        {
+            let block = registered.order[at];
+            offer(brain.distance(tier, block), block);
+        }
+        for sequence in &registered.sequences {
+            let Some(cursor) = brain.cursors[sequence.index()] else { continue };
+            let mut at = cursor.position;
+            let mut wrapped = false;
+            for _ in 0..LOOK_BACK_MAX {
+                at = match prev(registered, coverage, at) {
+                    Some(at) if !wrapped || at >= cursor.position => at,
+                    None if !wrapped => {
+                        (at, wrapped) = (length, true);
+                        continue;
+                    }
+                    _ => break,
+                };
+                let block = registered.order[at];
+                let distance = brain.distance(tier, block);
+                offer(distance, block);
+                // A block that comes several times may come again before this use; then the next one back may be used
+                // later than it.
+                let reached = |&s: &SequenceId| {
+                    let cursor = brain.cursors[s.index()]?;
+                    Some(registered.distance_to(at, cursor.position))
+                };
+                if distance.is_none_or(|d| registered.sequences.iter().filter_map(reached).any(|r| d >= r)) {
+                    break;
+                }
             }
         }
     }
+    best
+}
+
+/// So many candidates are compared one by one.
+const COMPARE_MAX: usize = 64;
+
+/// Any block that can go, kept or not: the one used furthest in the future. Only for demands that find nothing else.
+pub(crate) fn any(brain: &Brain, tier: TierId) -> Option<BlockId> {
+    let could_go = &brain.tiers[tier.index()].could_go;
+    if could_go.len() > COMPARE_MAX {
+        let prev = |registered: &Registered, coverage: &Coverage, before: usize| {
+            (0..before).rev().find(|&at| {
+                could_go.contains(registered.order[at].index())
+                    && (!coverage.partial || brain.feeds(tier, registered.tier_at(at)))
+            })
+        };
+        if let Some((_, block)) = furthest(brain, tier, prev) {
+            return Some(block);
+        }
+    }
+    let members = std::iter::successors(could_go.next(0), |&member| could_go.next(member + 1));
+    let mut best: Option<(u64, BlockId)> = None;
+    for block in members.map(|member| BlockId(member as u32)) {
+        let distance = brain.distance(tier, block).unwrap_or(u64::MAX);
+        if best.is_none_or(|(furthest, _)| distance > furthest) {
+            best = Some((distance, block));
+        }
+    }
     best.map(|(_, block)| block)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::{
+        BlockSize, Command, Config, Event, Evict, Prefetch, Schedule, ScheduleId, Step, StepId, Ticket, TierConfig,
+    };
+
+    fn tell(brain: &mut Brain, event: Event<'_>) {
+        brain.handle(event, 0);
+        while let Some(command) = brain.poll() {
+            match command {
+                Command::Read { transfer, .. } => brain.handle(Event::TransferDone { transfer }, 0),
+                Command::Retire { tier, block } => brain.handle(Event::Retired { tier, block }, 0),
+                _ => {}
+            }
+        }
+    }
+
+    /// Walking back from the cursors finds the same as comparing all, whatever is pinned.
+    #[test]
+    fn the_walk_finds_what_is_used_furthest_in_the_future() {
+        const BLOCKS: u32 = 400;
+        let tier = TierId(0);
+        let mut chance = 7u32;
+        let mut random = move |below: u32| {
+            chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (chance >> 8) % below
+        };
+        for round in 0..60 {
+            let config = Config {
+                slot_bytes: 1,
+                tiers: vec![TierConfig { label: "t".into(), budget_bytes: 300, slots_per_slab: 16, parent: None }],
+                blocks: vec![BlockSize { bytes: 1, slots: 1, wire: 0 }; BLOCKS as usize],
+                evict: if round % 2 == 0 { Evict::Planned } else { Evict::NextUse },
+                prefetch: Prefetch::Off,
+                window_bytes: 8,
+            };
+            let mut brain = Brain::new(config).unwrap();
+            let mut order: Vec<u32> = (0..BLOCKS).collect();
+            (0..BLOCKS).for_each(|at| order.swap(at as usize, random(BLOCKS) as usize));
+            // Some come again, to show that the nearest use counts.
+            (0..round % 3 * 40).for_each(|_| order.insert(random(BLOCKS) as usize, random(BLOCKS)));
+            let steps = order.iter().map(|&b| Step { tier, blocks: vec![BlockId(b)], choice_max: 0 }).collect();
+            let schedule = Schedule { label: "cycle".into(), cyclic: true, steps, standing: Vec::new() };
+            let id = brain.add_schedule(&schedule).unwrap();
+            assert_eq!(id, ScheduleId(0));
+            for _ in 0..=round % 4 {
+                let sequence = brain.open_sequence(id).unwrap();
+                let step = StepId(random(BLOCKS));
+                tell(&mut brain, Event::StepEntered { sequence, step });
+            }
+            for ticket in 0..300 {
+                let (ticket, blocks) = (Ticket(ticket), [BlockId(random(BLOCKS))]);
+                tell(&mut brain, Event::Demand { ticket, tier, blocks: &blocks, deadline: 1 });
+            }
+            for block in (0..BLOCKS).map(BlockId).filter(|_| random(100) < round) {
+                if brain.is_resident(tier, block) {
+                    brain.place_mut(tier, block).pinned = true;
+                    brain.refresh(tier, block);
+                }
+            }
+            brain.audit().unwrap();
+            let candidates = (0..BLOCKS).map(BlockId).filter(|&b| brain.could_go(tier, b));
+            let distance = |block: BlockId| brain.distance(tier, block).unwrap_or(u64::MAX);
+            let furthest = candidates.map(distance).max();
+            assert!(brain.tiers[0].could_go.len() > COMPARE_MAX, "the walk is not tried");
+            assert_eq!(any(&brain, tier).map(distance), furthest, "round {round}");
+        }
+    }
 }

@@ -121,12 +121,7 @@ impl Brain {
         let Some(cycle) = self.learner.cycle.take() else { return };
         self.close_sequence(cycle.sequence);
         self.schedules[cycle.schedule.index()] = None;
-        for tier in 0..self.tiers.len() {
-            for block in self.tiers[tier].lru.linked() {
-                let list = self.list_of(BlockId(block as u32));
-                self.tiers[tier].lru.touch(block, list);
-            }
-        }
+        self.relink();
         self.learner.clear();
         self.replan();
     }

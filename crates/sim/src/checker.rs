@@ -5,7 +5,7 @@
 
 use crate::wire::Request;
 use overspill_core::{BlockId, BlockSize, Brain, Config, Nanos, TierId, TransferId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const NOBODY: u32 = u32::MAX;
 
@@ -56,8 +56,10 @@ pub(crate) struct Checker {
     blocks: Vec<BlockSize>,
     tiers: Vec<Shadow>,
     flying: BTreeMap<TransferId, Request>,
-    /// Failed transfers in a row of a block into a tier.
-    failures: BTreeMap<(TierId, BlockId), u32>,
+    /// Of these, those that the brain wishes dropped.
+    unwanted: BTreeSet<TransferId>,
+    /// Failed transfers in a row of a block into a tier, and the last of them.
+    failures: BTreeMap<(TierId, BlockId), (u32, TransferId)>,
     /// Also compare the brain's own books, which takes longer.
     audit: bool,
 }
@@ -82,6 +84,7 @@ impl Checker {
             blocks: config.blocks.clone(),
             tiers: config.tiers.iter().map(tier).collect(),
             flying: BTreeMap::new(),
+            unwanted: BTreeSet::new(),
             failures: BTreeMap::new(),
             audit,
         }
@@ -93,7 +96,7 @@ impl Checker {
         if self.flying.insert(transfer, *request).is_some() {
             return Err(format!("{}: its name is in use", what()));
         }
-        if request.speculative && self.failures.get(&(tier, block)).is_some_and(|&n| n > 1) {
+        if request.speculative && self.failed_twice(tier, block) {
             return Err(format!("{}: it failed twice, and nobody asks for it", what()));
         }
         if let Some(from) = from {
@@ -125,6 +128,7 @@ impl Checker {
 
     fn land(&mut self, request: &Request) -> Check {
         let Request { transfer, block, tier, from, .. } = *request;
+        self.unwanted.remove(&transfer);
         if self.flying.remove(&transfer).is_none() {
             return Err(format!("transfer {transfer} ends, but never began"));
         }
@@ -145,10 +149,37 @@ impl Checker {
         Ok(())
     }
 
+    /// The brain wishes a transfer dropped. However it ends, if not well, it then counts as dropped; also if it has
+    /// ended already, and the brain is yet to be told.
+    pub(crate) fn unwanted(&mut self, transfer: TransferId) -> Check {
+        if self.flying.contains_key(&transfer) {
+            let again = !self.unwanted.insert(transfer);
+            return if again { Err(format!("transfer {transfer} is to be dropped twice")) } else { Ok(()) };
+        }
+        let failed = self.failures.iter_mut().find(|(_, (_, last))| *last == transfer);
+        if let Some((&key, (count, _))) = failed {
+            *count -= 1;
+            self.begin_anew(key);
+        }
+        Ok(())
+    }
+
+    /// A load was dropped before its second try came to its end: the next has two again.
+    fn begin_anew(&mut self, key: (TierId, BlockId)) {
+        if self.failures.get(&key).is_some_and(|(count, _)| *count < 2) {
+            self.failures.remove(&key);
+        }
+    }
+
     pub(crate) fn failed(&mut self, request: &Request, cancelled: bool) -> Check {
+        let key = (request.tier, request.block);
+        let dropped = cancelled || self.unwanted.contains(&request.transfer);
         self.land(request)?;
-        if !cancelled {
-            *self.failures.entry((request.tier, request.block)).or_default() += 1;
+        if dropped {
+            self.begin_anew(key);
+        } else {
+            let (count, last) = self.failures.entry(key).or_insert((0, request.transfer));
+            (*count, *last) = (*count + 1, request.transfer);
         }
         self.free(request.tier, request.block, request.slot.0);
         Ok(())
@@ -206,12 +237,16 @@ impl Checker {
         self.tiers[tier.index()].budget_bytes = bytes;
     }
 
+    fn failed_twice(&self, tier: TierId, block: BlockId) -> bool {
+        self.failures.get(&(tier, block)).is_some_and(|(count, _)| *count > 1)
+    }
+
     /// Whether a refusal tells the truth.
     pub(crate) fn refused_transfer(&self, tier: TierId, block: BlockId) -> Check {
-        match self.failures.get(&(tier, block)) {
-            Some(2..) => Ok(()),
-            tries => Err(format!("block {block} is said not to come to tier {tier} after {tries:?} failures")),
+        if self.failed_twice(tier, block) {
+            return Ok(());
         }
+        Err(format!("block {block} is said not to come to tier {tier}, but did not fail twice"))
     }
 
     /// Whether a set is really too large for its tier. After a budget was lowered, only whole slabs count.
@@ -309,7 +344,7 @@ impl Checker {
             let by_this_wire = |b: &BlockId| self.blocks[b.index()].wire == size.wire;
             let ahead =
                 future.iter().chain(guessed).any(|(t, b)| by_this_wire(b) && brain.slot(self.root(*t), *b).is_some());
-            let broken = self.failures.get(&(tier, block)).is_some_and(|&n| n > 1);
+            let broken = self.failed_twice(tier, block);
             if !absent || ahead || broken || size.slots != 1 || !wire_is_idle(size.wire as usize) {
                 continue;
             }

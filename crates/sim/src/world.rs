@@ -550,6 +550,7 @@ impl World {
     }
 
     fn cancel(&mut self, transfer: TransferId) {
+        self.with_checker(|checker, _| checker.unwanted(transfer));
         let dropped = self.wires.iter_mut().find_map(|wire| wire.cancel(transfer));
         if let Some(request) = dropped {
             self.with_checker(|checker, _| checker.failed(&request, true));

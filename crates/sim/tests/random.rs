@@ -80,12 +80,16 @@ fn every_invariant_holds_after_every_event_3() {
 
 /// Seeds beyond the test's range that once broke, with what was wrong. A seed's world changes when `random` does, so
 /// these are worth most while that stands still.
-const ONCE_BROKEN: [(u64, &str); 5] = [
+const ONCE_BROKEN: [(u64, &str); 9] = [
     (129_137, "a block that came after its demand had failed stayed in the window until it was evicted"),
     (203_040, "the checker took a guess's block for one that nobody needs"),
     (479_455, "a block's next use was sought in steps that do not use it from that tier, so it stayed in the window"),
     (418_412, "the same, in another constellation"),
     (560_959, "a run that found no room hid a single block used at the same distance by another sequence"),
+    (2_663_415, "the guess for a step whose demand failed stayed in the window"),
+    (1_591_577, "the same, and nothing could go to make room"),
+    (627_004, "the checker counted tries of different loads together when the second had been dropped"),
+    (1_531_725, "a read that was to be dropped, and failed, was tried again for nobody"),
 ];
 
 #[test]

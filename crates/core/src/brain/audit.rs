@@ -43,6 +43,13 @@ impl Brain {
             if is_linked[index] != here {
                 return wrong("in the list of last uses, or not, against its state");
             }
+            if t.could_go.contains(index) != self.could_go(tier, block) {
+                return wrong("could go, or not, against the books");
+            }
+            let guesses = self.guesses.iter().filter(|g| g.tier == tier && g.block == block).count();
+            if guesses != usize::from(place.expected) {
+                return wrong(&format!("{guesses} guesses"));
+            }
             if place.pinned && !here {
                 return wrong("pinned, yet not here");
             }

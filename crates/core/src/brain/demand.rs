@@ -164,7 +164,8 @@ impl Brain {
         if let Some(slot) = self.tiers[tier.index()].slots.take(slots, block) {
             return Some(slot);
         }
-        if self.tiers[tier.index()].awaiting.is_none() {
+        let t = &self.tiers[tier.index()];
+        if t.awaiting.is_none() && t.could_go.len() > 0 {
             let victim =
                 if slots == 1 { self.victim(tier, limit) } else { self.victim_for_run(tier, slots as usize, limit) };
             if let Some(victim) = victim {
@@ -226,9 +227,9 @@ impl Brain {
         self.tiers[tier.index()].evictions += 1;
         if self.place(tier, block).unused {
             self.tiers[tier.index()].wasted += 1;
-            if self.place(tier, block).expected {
-                self.governor.wasted();
-            }
+        }
+        if self.place(tier, block).expected {
+            self.governor.wasted();
         }
         self.free_place(tier, block);
     }
@@ -246,14 +247,17 @@ impl Brain {
         let place = self.place_mut(tier, block);
         let slot = SlotId(place.slot);
         place.slot = NO_SLOT;
-        place.expected = false;
         place.retried = false;
+        self.drop_guess(tier, block);
         self.tiers[tier.index()].lru.remove(block.index());
         self.set_state(tier, block, State::Absent);
         if let Some(slab) = self.tiers[tier.index()].slots.give_back(slot, slots) {
             self.out.push_back(Command::ReleaseSlab { tier, slab: slab as u32 });
         }
-        // Whoever counted on it must be served again.
+        // Whoever counted on it must be served again; who does has a claim on it.
+        if self.place(tier, block).claims == 0 {
+            return;
+        }
         for demand in &mut self.demands {
             if demand.tier == tier
                 && let Some(at) = demand.blocks[..demand.served].iter().position(|&b| b == block)

@@ -155,12 +155,7 @@ impl Brain {
             };
             registered.coverage = takes_part.iter().zip(&in_all).map(coverage).collect();
         }
-        for tier in 0..tiers {
-            for block in self.tiers[tier].lru.linked() {
-                let list = self.list_of(BlockId(block as u32));
-                self.tiers[tier].lru.touch(block, list);
-            }
-        }
+        self.relink();
     }
 
     /// Chooses the kept sets anew. Children come before parents, so that a parent keeps what its children do not.

@@ -132,6 +132,8 @@ pub(crate) struct Guess {
     pub(crate) step: StepId,
     pub(crate) tier: TierId,
     pub(crate) block: BlockId,
+    /// The step has been left, but the sequence has not said what it used there.
+    pub(crate) left: bool,
 }
 
 impl Brain {
@@ -144,13 +146,52 @@ impl Brain {
                 at += 1;
                 continue;
             }
-            self.guesses.swap_remove(at);
-            let place = self.place_mut(guess.tier, guess.block);
-            if place.expected && place.unused && place.claims == 0 {
-                self.governor.wasted();
+            self.settle(guess);
+        }
+    }
+
+    /// A step was left. If its demand failed, nobody will say what was used there, so what was guessed no longer counts
+    /// as brought ahead; whether it was wrong shows when the step is done with, or left once more.
+    pub(crate) fn leave_guesses(&mut self, sequence: SequenceId, step: StepId) {
+        let mut at = 0;
+        while let Some(guess) = self.guesses.get_mut(at) {
+            if guess.sequence != sequence || guess.step != step {
+                at += 1;
+                continue;
+            }
+            let left_before = std::mem::replace(&mut guess.left, true);
+            let guess = *guess;
+            if left_before {
+                self.settle(guess);
+                continue;
+            }
+            if self.place(guess.tier, guess.block).claims == 0 {
                 self.not_ahead(guess.tier, guess.block);
             }
-            self.place_mut(guess.tier, guess.block).expected = false;
+            at += 1;
+        }
+    }
+
+    /// Nobody has used it. If it is still under way, it need not come.
+    fn settle(&mut self, guess: Guess) {
+        let Guess { tier, block, .. } = guess;
+        self.drop_guess(tier, block);
+        if self.place(tier, block).claims == 0 {
+            self.governor.wasted();
+            self.not_ahead(tier, block);
+            if self.place(tier, block).state == State::Loading {
+                self.cancel_if(|t, b| (t, b) == (tier, block));
+            }
+        }
+    }
+
+    /// The guess that brought a block is over: it came true, turned out wrong, or the block is gone.
+    pub(crate) fn drop_guess(&mut self, tier: TierId, block: BlockId) {
+        if !std::mem::take(&mut self.place_mut(tier, block).expected) {
+            return;
+        }
+        if let Some(at) = self.guesses.iter().position(|g| g.tier == tier && g.block == block) {
+            self.guesses.swap_remove(at);
         }
     }
 }

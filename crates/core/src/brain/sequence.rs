@@ -12,6 +12,7 @@ impl Brain {
         let steps = registered.steps.len() as u32;
         if step != cursor.step {
             self.leave_step(cursor.schedule, cursor.step);
+            self.leave_guesses(sequence, cursor.step);
         }
         let in_order = step == cursor.step || step.0 == (cursor.step.0 + 1) % steps;
         let position = place.start as usize;
@@ -47,12 +48,12 @@ impl Brain {
 
     pub(crate) fn step_touched(&mut self, sequence: SequenceId, step: StepId) {
         let Some(Some(cursor)) = self.cursors.get_mut(sequence.index()) else { return };
-        if cursor.step != step {
-            return;
-        }
-        if let Some(registered) = &self.schedules[cursor.schedule] {
+        if cursor.step == step
+            && let Some(registered) = &self.schedules[cursor.schedule]
+        {
             cursor.position = registered.positions(step).end;
         }
+        // A runtime may let go of a step's blocks when it is in the next step already.
         self.settle_guesses(sequence, Some(step));
     }
 
@@ -88,6 +89,12 @@ impl Brain {
         nearest
     }
 
+    /// Uses in the longest schedule in which a tier plays a part; at least 1.
+    pub(crate) fn longest_order(&self, tier: TierId) -> u64 {
+        let here = |s: &&crate::schedule::Registered| matches!(s.coverage.get(tier.index()), Some(Some(_)));
+        self.schedules.iter().flatten().filter(here).map(|s| s.order.len() as u64).max().unwrap_or(0).max(1)
+    }
+
     /// Speculation on what a step will choose: brought only if nobody waits, little is under way, and it has paid.
     pub(crate) fn expected(&mut self, sequence: SequenceId, step: StepId, blocks: &[BlockId], probability_milli: u16) {
         let Some(Some(cursor)) = self.cursors.get(sequence.index()).copied() else { return };
@@ -97,6 +104,9 @@ impl Brain {
             return;
         }
         for &block in blocks {
+            if block.index() >= self.blocks.len() {
+                continue;
+            }
             let place = self.place(tier, block);
             if place.state != State::Absent
                 || place.broken
@@ -117,7 +127,7 @@ impl Brain {
                 .or_else(|| self.take_slot(tier, block, crate::evict::Limit::FurtherThan(u64::MAX - 1)));
             if let Some(slot) = slot {
                 self.place_mut(tier, block).expected = true;
-                self.guesses.push(super::prefetch::Guess { sequence, step, tier, block });
+                self.guesses.push(super::prefetch::Guess { sequence, step, tier, block, left: false });
                 self.start_load(tier, block, slot, true);
             }
         }

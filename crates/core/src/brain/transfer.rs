@@ -2,7 +2,6 @@
 
 use super::{Brain, State};
 use crate::ids::{BlockId, SlotId, TierId, TransferId};
-use crate::lru::List;
 use crate::protocol::{Command, Refusal};
 
 /// A transfer under way: into which tier, which block.
@@ -51,11 +50,21 @@ impl Transfers {
         self.entries.iter().filter_map(|(_, transfer)| transfer.as_ref())
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (TransferId, &mut Transfer)> {
-        self.entries.iter_mut().enumerate().filter_map(|(index, (generation, transfer))| {
-            let id = TransferId(u64::from(*generation) << 32 | index as u64);
-            transfer.as_mut().map(|transfer| (id, transfer))
-        })
+    /// Places for transfers, empty ones included.
+    fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The transfer in a place.
+    fn at(&self, index: usize) -> Option<(TransferId, Transfer)> {
+        let (generation, transfer) = self.entries.get(index)?;
+        Some((TransferId(u64::from(*generation) << 32 | index as u64), (*transfer)?))
+    }
+
+    fn mark_cancelled(&mut self, index: usize) {
+        if let Some((_, Some(transfer))) = self.entries.get_mut(index) {
+            transfer.cancelled = true;
+        }
     }
 }
 
@@ -101,7 +110,7 @@ impl Brain {
 
     pub(crate) fn transfer_done(&mut self, transfer: TransferId) {
         let Some(Transfer { tier, block, .. }) = self.transfers.remove(transfer) else { return };
-        let list = self.list_of(block);
+        let list = self.list_of(tier, block);
         self.tiers[tier.index()].lru.touch(block.index(), list);
         self.place_mut(tier, block).broken = false;
         self.set_state(tier, block, State::Resident);
@@ -114,7 +123,8 @@ impl Brain {
                 self.issue(child, block, true);
             }
         }
-        let mut index = 0;
+        // Who waits for it has a claim on it.
+        let mut index = if self.place(tier, block).claims > 0 { 0 } else { self.demands.len() };
         while index < self.demands.len() {
             let demand = &mut self.demands[index];
             if demand.tier == tier && demand.blocks.contains(&block) {
@@ -129,7 +139,10 @@ impl Brain {
     }
 
     pub(crate) fn transfer_failed(&mut self, transfer: TransferId, cancelled: bool) {
-        let Some(Transfer { tier, block, .. }) = self.transfers.remove(transfer) else { return };
+        let Some(Transfer { tier, block, cancelled: unwanted }) = self.transfers.remove(transfer) else { return };
+        // What was to be dropped has been, however it ended: a second try would be for nobody, and whoever wants the
+        // block by now begins anew.
+        let cancelled = cancelled || unwanted;
         if !cancelled && !self.place(tier, block).retried {
             self.place_mut(tier, block).retried = true;
             self.issue(tier, block, false);
@@ -188,17 +201,16 @@ impl Brain {
 
     /// Asks to drop the transfers that nobody waits for and that no cursor will reach soon.
     pub(crate) fn cancel_unwanted(&mut self) {
-        let mut unwanted = Vec::new();
-        for (id, transfer) in self.transfers.iter_mut() {
-            if !transfer.cancelled {
-                unwanted.push((id, *transfer));
-            }
-        }
-        for (id, Transfer { tier, block, .. }) in unwanted {
-            if self.place(tier, block).claims == 0 && !self.soon(tier, block) {
-                if let Some((_, transfer)) = self.transfers.iter_mut().find(|(other, _)| *other == id) {
-                    transfer.cancelled = true;
-                }
+        self.cancel_if(|_, _| true);
+    }
+
+    /// As [`Self::cancel_unwanted`], of the transfers that `concerned` says yes to.
+    pub(crate) fn cancel_if(&mut self, concerned: impl Fn(TierId, BlockId) -> bool) {
+        for index in 0..self.transfers.places() {
+            let Some((id, Transfer { tier, block, cancelled })) = self.transfers.at(index) else { continue };
+            let wanted = || self.place(tier, block).claims > 0 || self.soon(tier, block);
+            if !cancelled && concerned(tier, block) && !wanted() {
+                self.transfers.mark_cancelled(index);
                 self.out.push_back(Command::Cancel { transfer: id });
             }
         }
@@ -228,12 +240,13 @@ impl Brain {
         if place.state == State::Absent {
             return;
         }
-        if place.unused && place.expected {
+        if place.expected {
             self.governor.used();
+            self.drop_guess(tier, block);
         }
         self.not_ahead(tier, block);
         if matches!(self.place(tier, block).state, State::Resident | State::Retiring) {
-            let list: List = self.list_of(block);
+            let list = self.list_of(tier, block);
             self.tiers[tier.index()].lru.touch(block.index(), list);
         }
     }
