@@ -83,8 +83,8 @@ pub struct RunArgs {
     /// Tokens of context, prompt included [default: prompt and new tokens, at most what the model was made for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub ctx: Option<u64>,
-    /// Precision of activations that meet quantised weights
-    #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
+    /// Precision of activations that meet quantised weights on a CPU
+    #[arg(long, value_enum, default_value_t = ActivationsArg::Q8)]
     pub activations: ActivationsArg,
     /// Threads that compute [default: the cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
