@@ -162,6 +162,8 @@ pub struct Brain {
     pub(crate) governor: prefetch::Governor,
     /// What was brought because a step was expected to choose it, until that step has chosen.
     pub(crate) guesses: Vec<prefetch::Guess>,
+    /// What is expected, and not brought yet for want of room; the first first.
+    pub(crate) wishes: VecDeque<prefetch::Guess>,
 }
 
 /// More slots than all blocks need, the ends of slabs in which no run fits included, would only cost memory.
@@ -229,6 +231,7 @@ impl Brain {
             spare: Vec::new(),
             governor: prefetch::Governor::default(),
             guesses: Vec::new(),
+            wishes: VecDeque::new(),
         };
         brain.replan();
         Ok(brain)
@@ -323,7 +326,8 @@ impl Brain {
     /// bring. They may then be told late, in order, before the next demand.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        let idle = self.demands.is_empty() && self.transfers.is_empty() && self.out.is_empty();
+        let idle =
+            self.demands.is_empty() && self.transfers.is_empty() && self.out.is_empty() && self.wishes.is_empty();
         let complete = || {
             self.schedules
                 .iter()
@@ -491,5 +495,6 @@ impl Brain {
         for tier in (0..self.tiers.len()).rev() {
             self.prefetch_into(TierId(tier as u32));
         }
+        self.speculate();
     }
 }

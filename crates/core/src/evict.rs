@@ -71,7 +71,9 @@ impl Evictor for NextUse {
     fn victim(&self, brain: &Brain, tier: TierId, limit: Limit) -> Option<BlockId> {
         let best = furthest(brain, tier, |_, coverage, before| coverage.evictable.prev(before));
         let unscheduled = brain.tiers[tier.index()].lru.oldest_first(List::Free).map(|b| BlockId(b as u32));
-        let mut unscheduled = unscheduled.filter(|&block| brain.could_go(tier, block));
+        // What was brought on expectation is not sent away for another, or for what is brought ahead.
+        let idle = |&block: &BlockId| limit == Limit::Demand || !brain.place(tier, block).unused;
+        let mut unscheduled = unscheduled.filter(|&block| brain.could_go(tier, block)).filter(idle);
         let half = brain.longest_order(tier) / 2;
         // Just used and needed again only in half a cycle: surely later than an expert that was used a while ago.
         match best {

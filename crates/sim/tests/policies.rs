@@ -4,7 +4,7 @@
 use overspill_core::{BlockId, BlockSize, Config, Evict, Prefetch, Schedule, Step, TierConfig, TierId};
 use overspill_sim::{
     Checks, Choice, Faults, Habit, Options, Passes, Profile, Program, Rng, ScheduleModel, Setup, TierProfile,
-    WireModel, Workload, World, belady, simulate,
+    WireModel, Work, Workload, World, belady, simulate,
 };
 
 const SLOT: u64 = 1 << 20;
@@ -350,4 +350,39 @@ fn experts_that_come_again_stay() {
         let (sticky, least) = misses(Habit::Sticky { stay_milli: 800 }, evict);
         assert!(sticky < 12.0 && sticky < 3.0 * least, "{sticky}, at least {least}");
     }
+}
+
+/// What a runtime foresees of its router's choices is brought while the step before computes, into a tier that is full
+/// as it always is; and the guesses pay.
+#[test]
+fn foreseen_experts_are_there_when_they_are_chosen() {
+    let run = |foresight_milli: u16| {
+        let (layers, experts) = (12u32, 32u32);
+        let mut steps = Vec::new();
+        let mut next = 0;
+        for count in (0..layers).flat_map(|_| [2, experts]) {
+            steps.push((next..next + count).map(BlockId).collect());
+            next += count;
+        }
+        let slots = u64::from(layers * (2 + experts / 2));
+        let mut setup = cycle(equal(next as usize), steps, slots, |c| c.evict = Evict::Auto);
+        let model = &mut setup.schedules[0];
+        for step in model.schedule.steps.iter_mut().skip(1).step_by(2) {
+            step.choice_max = 4;
+        }
+        model.choices = (0..layers).flat_map(|_| [None, Some(Choice { experts, pick: 4 })]).collect();
+        // Computing a dense step takes as long as reading four experts.
+        model.compute_ns = (0..layers).flat_map(|_| [2_500_000, 100_000]).collect();
+        setup.programs[0].work =
+            Work::Sequence { passes: vec![Passes { schedule: 0, passes: 40 }], habit: Habit::Uniform, foresight_milli };
+        let mut world = World::new(setup).unwrap();
+        world.run().unwrap_or_else(|violation| panic!("{violation}"));
+        let (early, late) = (&world.marks[9], &world.marks[39]);
+        let misses = late.figures.misses - early.figures.misses;
+        (misses, late.wire_bytes[0] - early.wire_bytes[0], late.figures.stall_ns - early.figures.stall_ns)
+    };
+    let (blind, seeing) = (run(0), run(950));
+    println!("misses, bytes, stall: {blind:?} blind, {seeing:?} with foresight");
+    assert!(seeing.0 * 4 < blind.0, "{seeing:?} of {blind:?}");
+    assert!(seeing.1 < blind.1 + blind.1 / 8, "guessing reads too much: {seeing:?} of {blind:?}");
 }

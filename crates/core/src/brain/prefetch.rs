@@ -10,6 +10,9 @@ use crate::ids::{BlockId, SequenceId, StepId, TierId};
 /// got it): others may have a wire that idles.
 const LOOK_PAST_MAX: usize = 64;
 
+/// Blocks that are expected and wait for room; what is expected beyond them is not heeded.
+const WISHES_MAX: usize = 64;
+
 /// A set of wires; those from the 64th on count as one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Wires(u64);
@@ -137,9 +140,63 @@ pub(crate) struct Guess {
 }
 
 impl Brain {
+    /// A sequence believes that a step will choose these blocks.
+    pub(crate) fn expected(&mut self, sequence: SequenceId, step: StepId, blocks: &[BlockId], probability_milli: u16) {
+        let Some(Some(cursor)) = self.cursors.get(sequence.index()).copied() else { return };
+        let Some(registered) = &self.schedules[cursor.schedule] else { return };
+        let Some(tier) = registered.step(step).map(|s| s.tier) else { return };
+        if self.prefetch == Prefetch::Off || !self.governor.allows(probability_milli) {
+            return;
+        }
+        for &block in blocks.iter().filter(|b| b.index() < self.blocks.len()) {
+            if self.wishes.len() == WISHES_MAX {
+                return;
+            }
+            let known = |wish: &Guess| (wish.tier, wish.block) == (tier, block);
+            if self.place(tier, block).state == State::Absent && !self.wishes.iter().any(known) {
+                self.wishes.push_back(Guess { sequence, step, tier, block, left: false });
+            }
+        }
+    }
+
+    /// Brings what is expected: if nobody waits, little is under way, and what is known to be used soon has been seen to.
+    pub(crate) fn speculate(&mut self) {
+        while let Some(&wish) = self.wishes.front() {
+            let Guess { tier, block, .. } = wish;
+            let place = self.place(tier, block);
+            let ready = |parent: TierId| self.place(parent, block).state == State::Resident;
+            if place.state != State::Absent || place.broken || !self.tiers[tier.index()].parent.is_none_or(ready) {
+                self.wishes.pop_front();
+                continue;
+            }
+            if !self.demands.is_empty() || !self.room_to_speculate(tier, block) {
+                return;
+            }
+            match self.take_slot(tier, block, Limit::FurtherThan(u64::MAX - 1)) {
+                Some(slot) => {
+                    self.wishes.pop_front();
+                    self.place_mut(tier, block).expected = true;
+                    self.guesses.push(wish);
+                    self.start_load(tier, block, slot, true);
+                }
+                // Room is being made.
+                None if self.tiers[tier.index()].awaiting.is_some() => return,
+                None => {
+                    self.wishes.pop_front();
+                }
+            }
+        }
+    }
+
+    /// What a sequence expected of a step, or of any if none is given, need not be brought any more.
+    pub(crate) fn drop_wishes(&mut self, sequence: SequenceId, step: Option<StepId>) {
+        self.wishes.retain(|wish| wish.sequence != sequence || step.is_some_and(|step| step != wish.step));
+    }
+
     /// A sequence has chosen at a step, or, if none is given, will not choose any more: what was guessed and not used
     /// was wrong, and must not fill the window.
     pub(crate) fn settle_guesses(&mut self, sequence: SequenceId, step: Option<StepId>) {
+        self.drop_wishes(sequence, step);
         let mut at = 0;
         while let Some(&guess) = self.guesses.get(at) {
             if guess.sequence != sequence || step.is_some_and(|step| step != guess.step) {
@@ -153,6 +210,7 @@ impl Brain {
     /// A step was left. If its demand failed, nobody will say what was used there, so what was guessed no longer counts
     /// as brought ahead; whether it was wrong shows when the step is done with, or left once more.
     pub(crate) fn leave_guesses(&mut self, sequence: SequenceId, step: StepId) {
+        self.drop_wishes(sequence, Some(step));
         let mut at = 0;
         while let Some(guess) = self.guesses.get_mut(at) {
             if guess.sequence != sequence || guess.step != step {

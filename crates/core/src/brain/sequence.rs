@@ -1,6 +1,6 @@
 //! Cursors: where each request stands in its schedule, and what its steps touch.
 
-use super::{Brain, State};
+use super::Brain;
 use crate::ids::{BlockId, SequenceId, StepId, TierId};
 use crate::schedule::Cursor;
 
@@ -22,6 +22,7 @@ impl Brain {
             let block = registered.order[position as usize];
             self.mark_used(place.tier, block);
         }
+        self.drop_wishes(sequence, Some(step));
         if !in_order {
             self.settle_guesses(sequence, None);
             self.forget_unwanted();
@@ -93,43 +94,5 @@ impl Brain {
     pub(crate) fn longest_order(&self, tier: TierId) -> u64 {
         let here = |s: &&crate::schedule::Registered| matches!(s.coverage.get(tier.index()), Some(Some(_)));
         self.schedules.iter().flatten().filter(here).map(|s| s.order.len() as u64).max().unwrap_or(0).max(1)
-    }
-
-    /// Speculation on what a step will choose: brought only if nobody waits, little is under way, and it has paid.
-    pub(crate) fn expected(&mut self, sequence: SequenceId, step: StepId, blocks: &[BlockId], probability_milli: u16) {
-        let Some(Some(cursor)) = self.cursors.get(sequence.index()).copied() else { return };
-        let Some(registered) = &self.schedules[cursor.schedule] else { return };
-        let Some(tier) = registered.step(step).map(|s| s.tier) else { return };
-        if !self.governor.allows(probability_milli) || self.prefetch == crate::Prefetch::Off {
-            return;
-        }
-        for &block in blocks {
-            if block.index() >= self.blocks.len() {
-                continue;
-            }
-            let place = self.place(tier, block);
-            if place.state != State::Absent
-                || place.broken
-                || !self.demands.is_empty()
-                || !self.room_to_speculate(tier, block)
-            {
-                continue;
-            }
-            if let Some(parent) = self.tiers[tier.index()].parent
-                && self.place(parent, block).state != State::Resident
-            {
-                continue;
-            }
-            let slots = self.blocks[block.index()].slots;
-            let slot = self.tiers[tier.index()]
-                .slots
-                .take(slots, block)
-                .or_else(|| self.take_slot(tier, block, crate::evict::Limit::FurtherThan(u64::MAX - 1)));
-            if let Some(slot) = slot {
-                self.place_mut(tier, block).expected = true;
-                self.guesses.push(super::prefetch::Guess { sequence, step, tier, block, left: false });
-                self.start_load(tier, block, slot, true);
-            }
-        }
     }
 }
