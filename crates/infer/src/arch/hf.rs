@@ -118,6 +118,13 @@ pub(super) fn read(config: &Value, generation: Option<&Value>, directory: &Path)
         .size(&["max_position_embeddings"], CONTEXT_MAX)?
         .ok_or_else(|| object.missing(&["max_position_embeddings"]))?;
     let rope = rope_of(&object, family, head_dim, context)?;
+    let context = match rope.scaling {
+        // The configuration says how long the training's sequences were; the scaling is there to go beyond.
+        RopeScaling::Dynamic { factor, original_positions } if original_positions == context as f64 => {
+            ((context as f64 * factor) as usize).min(CONTEXT_MAX as usize)
+        }
+        _ => context,
+    };
     let attention = LayerConfig { heads, kv_heads, head_dim, window: None, ffn: FfnConfig::Dense { width: 1 } };
     let presence = |bias: Bias, key: &str| {
         Ok::<_, InferError>(match bias {
