@@ -31,7 +31,7 @@ mod with_gpu {
     /// Of the largest logit: a GPU adds in another order, and its exponential is another.
     const TOLERANCE: f32 = 1e-3;
     /// Room for KV cache and activations, which a percentage of the weights does not include.
-    const CONTEXT: usize = 128;
+    const CONTEXT: usize = 64;
 
     pub fn main() {
         let arguments = Arguments::from_args();
