@@ -91,7 +91,7 @@ pub enum Event<'a> {
         step: StepId,
         /// Which blocks.
         blocks: &'a [BlockId],
-        /// How likely, in thousandths.
+        /// How likely, in thousandths; 1000: it has chosen already.
         probability_milli: u16,
     },
     /// Time has passed ([`crate::Brain::next_deadline`] is due).

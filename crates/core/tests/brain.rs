@@ -155,3 +155,34 @@ fn what_is_expected_comes_into_a_full_tier() {
     assert!(!brain.is_resident(TIER, guess[1]), "its step is over");
     assert_eq!(brain.tier_stats(TIER).evictions, 1);
 }
+
+/// A runtime that leases what it has chosen in portions says so with certainty: the rest is read right behind the
+/// portion that it waits for, as far as the window goes. A mere guess gets a quarter of the window.
+#[test]
+fn what_is_certain_is_read_behind_what_is_waited_for() {
+    for (probability_milli, rest) in [(1000, 2..6), (900, 2..3)] {
+        let mut brain = brain(64, 32, Evict::Auto);
+        let steps = vec![
+            Step { tier: TIER, blocks: Vec::new(), choice_max: 0 },
+            Step { tier: TIER, blocks: blocks(0..48), choice_max: 4 },
+        ];
+        let schedule = Schedule { label: "mixture".into(), cyclic: true, steps, standing: Vec::new() };
+        let id = brain.add_schedule(&schedule).unwrap();
+        let sequence = brain.open_sequence(id).unwrap();
+        let step = StepId(1);
+        brain.handle(Event::StepEntered { sequence, step }, 0);
+        let chosen = blocks(0..6);
+        brain.handle(Event::Demand { ticket: Ticket(1), tier: TIER, blocks: &chosen[..2], deadline: 1 }, 0);
+        brain.handle(Event::Expected { sequence, step, blocks: &chosen, probability_milli }, 0);
+        let mut reads = Vec::new();
+        while let Some(command) = brain.poll() {
+            if let Command::Read { block, speculative, .. } = command {
+                reads.push((block, speculative));
+            }
+        }
+        let wanted: Vec<_> =
+            blocks(0..2).into_iter().map(|b| (b, false)).chain(blocks(rest).into_iter().map(|b| (b, true))).collect();
+        assert_eq!(reads, wanted, "{probability_milli}");
+        brain.audit().unwrap();
+    }
+}

@@ -381,8 +381,9 @@ fn foreseen_experts_are_there_when_they_are_chosen() {
         let misses = late.figures.misses - early.figures.misses;
         (misses, late.wire_bytes[0] - early.wire_bytes[0], late.figures.stall_ns - early.figures.stall_ns)
     };
-    let (blind, seeing) = (run(0), run(950));
-    println!("misses, bytes, stall: {blind:?} blind, {seeing:?} with foresight");
+    let (blind, seeing, certain) = (run(0), run(950), run(1000));
+    println!("misses, bytes, stall: {blind:?} blind, {seeing:?} with foresight, {certain:?} with certainty");
     assert!(seeing.0 * 4 < blind.0, "{seeing:?} of {blind:?}");
     assert!(seeing.1 < blind.1 + blind.1 / 8, "guessing reads too much: {seeing:?} of {blind:?}");
+    assert!(certain.0 * 20 < blind.0 && certain.1 < seeing.1, "{certain:?} of {blind:?}");
 }

@@ -228,7 +228,7 @@ impl Brain {
         if self.place(tier, block).unused {
             self.tiers[tier.index()].wasted += 1;
         }
-        if self.place(tier, block).expected {
+        if self.drop_guess(tier, block) {
             self.governor.wasted();
         }
         self.free_place(tier, block);

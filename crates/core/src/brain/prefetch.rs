@@ -13,6 +13,9 @@ const LOOK_PAST_MAX: usize = 64;
 /// Blocks that are expected and wait for room; what is expected beyond them is not heeded.
 const WISHES_MAX: usize = 64;
 
+/// From this probability on, in thousandths, it is no guess.
+const CERTAIN_MILLI: u16 = 1000;
+
 /// A set of wires; those from the 64th on count as one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Wires(u64);
@@ -119,10 +122,11 @@ impl Brain {
         place.state == State::Absent && parent.is_none_or(ready)
     }
 
-    /// Speculation gets a quarter of the window, and nothing while the wire is busy with more.
-    pub(crate) fn room_to_speculate(&mut self, tier: TierId, block: BlockId) -> bool {
+    /// Speculation gets a quarter of the window, and nothing while the wire is busy with more; what is certain, all of
+    /// it.
+    fn room_to_speculate(&mut self, tier: TierId, block: BlockId, certain: bool) -> bool {
         let bytes = self.blocks[block.index()].bytes;
-        let window = self.tiers[tier.index()].window_bytes / 4;
+        let window = self.tiers[tier.index()].window_bytes / if certain { 1 } else { 4 };
         let ahead = *self.ahead_mut(tier, block);
         ahead == 0 || ahead + bytes <= window
     }
@@ -135,6 +139,8 @@ pub(crate) struct Guess {
     pub(crate) step: StepId,
     pub(crate) tier: TierId,
     pub(crate) block: BlockId,
+    /// The sequence has chosen already and is yet to come to it: no guess, and no credit to those who guess.
+    pub(crate) certain: bool,
     /// The step has been left, but the sequence has not said what it used there.
     pub(crate) left: bool,
 }
@@ -145,7 +151,8 @@ impl Brain {
         let Some(Some(cursor)) = self.cursors.get(sequence.index()).copied() else { return };
         let Some(registered) = &self.schedules[cursor.schedule] else { return };
         let Some(tier) = registered.step(step).map(|s| s.tier) else { return };
-        if self.prefetch == Prefetch::Off || !self.governor.allows(probability_milli) {
+        let certain = probability_milli >= CERTAIN_MILLI;
+        if self.prefetch == Prefetch::Off || !certain && !self.governor.allows(probability_milli) {
             return;
         }
         for &block in blocks.iter().filter(|b| b.index() < self.blocks.len()) {
@@ -154,22 +161,23 @@ impl Brain {
             }
             let known = |wish: &Guess| (wish.tier, wish.block) == (tier, block);
             if self.place(tier, block).state == State::Absent && !self.wishes.iter().any(known) {
-                self.wishes.push_back(Guess { sequence, step, tier, block, left: false });
+                self.wishes.push_back(Guess { sequence, step, tier, block, certain, left: false });
             }
         }
     }
 
-    /// Brings what is expected: if nobody waits, little is under way, and what is known to be used soon has been seen to.
+    /// Brings what is expected: behind all that somebody waits for or that is known to be used soon, while little is
+    /// under way.
     pub(crate) fn speculate(&mut self) {
         while let Some(&wish) = self.wishes.front() {
-            let Guess { tier, block, .. } = wish;
+            let Guess { tier, block, certain, .. } = wish;
             let place = self.place(tier, block);
             let ready = |parent: TierId| self.place(parent, block).state == State::Resident;
             if place.state != State::Absent || place.broken || !self.tiers[tier.index()].parent.is_none_or(ready) {
                 self.wishes.pop_front();
                 continue;
             }
-            if !self.demands.is_empty() || !self.room_to_speculate(tier, block) {
+            if self.demands.iter().any(|d| !d.assigned) || !self.room_to_speculate(tier, block, certain) {
                 return;
             }
             match self.take_slot(tier, block, Limit::FurtherThan(u64::MAX - 1)) {
@@ -232,10 +240,12 @@ impl Brain {
 
     /// Nobody has used it. If it is still under way, it need not come.
     fn settle(&mut self, guess: Guess) {
-        let Guess { tier, block, .. } = guess;
+        let Guess { tier, block, certain, .. } = guess;
         self.drop_guess(tier, block);
         if self.place(tier, block).claims == 0 {
-            self.governor.wasted();
+            if !certain {
+                self.governor.wasted();
+            }
             self.not_ahead(tier, block);
             if self.place(tier, block).state == State::Loading {
                 self.cancel_if(|t, b| (t, b) == (tier, block));
@@ -243,14 +253,14 @@ impl Brain {
         }
     }
 
-    /// The guess that brought a block is over: it came true, turned out wrong, or the block is gone.
-    pub(crate) fn drop_guess(&mut self, tier: TierId, block: BlockId) {
+    /// The guess that brought a block is over: it came true, turned out wrong, or the block is gone. Tells whether
+    /// there was one that could have been wrong.
+    pub(crate) fn drop_guess(&mut self, tier: TierId, block: BlockId) -> bool {
         if !std::mem::take(&mut self.place_mut(tier, block).expected) {
-            return;
+            return false;
         }
-        if let Some(at) = self.guesses.iter().position(|g| g.tier == tier && g.block == block) {
-            self.guesses.swap_remove(at);
-        }
+        let at = self.guesses.iter().position(|g| g.tier == tier && g.block == block);
+        at.is_some_and(|at| !self.guesses.swap_remove(at).certain)
     }
 }
 

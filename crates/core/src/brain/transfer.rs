@@ -240,9 +240,8 @@ impl Brain {
         if place.state == State::Absent {
             return;
         }
-        if place.expected {
+        if place.expected && self.drop_guess(tier, block) {
             self.governor.used();
-            self.drop_guess(tier, block);
         }
         self.not_ahead(tier, block);
         if matches!(self.place(tier, block).state, State::Resident | State::Retiring) {
