@@ -1,17 +1,20 @@
 //! Runs a range of seeds to the end and groups what breaks, or one seed and says what happens:
-//! `cargo run --release -p overspill-sim --example survey -- 0 100000`, `… --example survey -- 17`.
+//! `cargo run --release -p overspill-sim --example survey -- 0 100000`, `… --example survey -- 17`. After a range, `audit`
+//! also compares the brain's own books after every event, and `certain` lets every sequence foresee all its choices.
 
-use overspill_sim::{Checks, World, random};
+use overspill_sim::{Checks, Work, World, random};
 use std::collections::BTreeMap;
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).map(|a| a.parse::<u64>().unwrap_or(0));
-    let (from, to) = (numbers.next().unwrap_or(0), numbers.next());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize| arguments.get(at).and_then(|a| a.parse::<u64>().ok());
+    let (from, to) = (number(0).unwrap_or(0), number(1));
     let Some(to) = to else {
         replay(from);
         return;
     };
-    let audit = numbers.next().is_some();
+    let asked = |word: &str| arguments.iter().any(|a| a == word);
+    let (audit, certain) = (asked("audit"), asked("certain"));
     let mut kinds: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     let (mut events, mut granted, mut hits, mut pinned_out) = (0, 0, 0, 0);
     let started = std::time::Instant::now();
@@ -20,6 +23,11 @@ fn main() {
             let mut setup = random::setup(seed);
             if audit {
                 setup.checks = Checks::Audit;
+            }
+            for program in setup.programs.iter_mut().filter(|_| certain) {
+                if let Work::Sequence { foresight_milli, .. } = &mut program.work {
+                    *foresight_milli = 1000;
+                }
             }
             World::new(setup).map(|mut world| world.run())
         });
