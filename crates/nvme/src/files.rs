@@ -105,9 +105,20 @@ impl FileSet {
     /// # Errors
     /// [`NvmeError::Open`], [`NvmeError::NotRegular`] or [`NvmeError::Length`], for the first file that is not right.
     pub fn open(paths: &[(PathBuf, u64)]) -> Result<Self, NvmeError> {
-        let mut entries = paths.iter().map(|(path, bytes)| Entry::open(path, *bytes)).collect::<Result<Vec<_>, _>>()?;
-        let wires = assign_wires(&mut entries, |entry| disk_of(entry.identity.device));
-        Ok(Self { entries, wires })
+        let mut set = Self { entries: open_all(paths)?, wires: 0 };
+        set.wires = assign_wires(&mut set.entries, |entry| disk_of(entry.identity.device));
+        Ok(set)
+    }
+
+    /// As [`Self::open`], where the caller knows better than the system which disk a file lies on (volumes that hide
+    /// their disks, servers behind a network): files for which `disk_of` says the same share a wire.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(paths: &[(PathBuf, u64)], disk_of: impl Fn(&Path) -> u64) -> Result<Self, NvmeError> {
+        let mut set = Self { entries: open_all(paths)?, wires: 0 };
+        set.wires = assign_wires(&mut set.entries, |entry| disk_of(&entry.path));
+        Ok(set)
     }
 
     /// How many files.
@@ -178,6 +189,11 @@ impl FileSet {
         Ok(())
     }
 
+    /// The files on one of [`Self::wires`].
+    pub(crate) fn on_wire(&self, wire: u32) -> impl Iterator<Item = FileId> + '_ {
+        (0..self.entries.len() as u32).map(FileId).filter(move |&file| self.wire_of(file) == wire)
+    }
+
     /// Asks the system to forget what it has cached of these files, so that the next reads come from the disk.
     pub fn drop_cache(&self) {
         for entry in &self.entries {
@@ -192,6 +208,10 @@ impl FileSet {
     pub(crate) fn direct_file(&self, file: FileId) -> Option<&File> {
         self.entries.get(file.index())?.direct.as_ref().ok()
     }
+}
+
+fn open_all(paths: &[(PathBuf, u64)]) -> Result<Vec<Entry>, NvmeError> {
+    paths.iter().map(|(path, bytes)| Entry::open(path, *bytes)).collect()
 }
 
 impl Entry {
@@ -394,9 +414,8 @@ mod tests {
     fn files_of_two_disks_have_a_wire_each() {
         let dir = Dir::new("two-wires");
         let paths = [dir.file("a", 1), dir.file("bb", 2), dir.file("c", 1), dir.file("ddd", 3)];
-        let mut set = FileSet::open(&paths).unwrap();
         // As if files of a length lay on a disk of their own.
-        set.wires = assign_wires(&mut set.entries, |entry| entry.identity.bytes);
+        let set = FileSet::open_on(&paths, |path| std::fs::metadata(path).unwrap().len()).unwrap();
         let wires: Vec<_> = (0..4).map(|file| set.wire_of(FileId(file))).collect();
         assert_eq!((set.wires(), &wires[..]), (3, &[0, 1, 0, 2][..]));
     }

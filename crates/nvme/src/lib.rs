@@ -38,11 +38,12 @@ mod progress;
 mod sys;
 #[cfg(target_os = "linux")]
 mod uring;
+mod wires;
 mod workers;
 
 pub use files::{Change, Changed, FileSet};
 pub use gather::{FileRange, GatherError, Gatherer};
-pub use open::{IoChoice, Probe, StorageOptions, open_storage};
+pub use open::{DiskProbe, IoChoice, Probe, StorageOptions, open_storage};
 
 use overspill_core::seam::Completion;
 use std::path::PathBuf;

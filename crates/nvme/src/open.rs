@@ -2,10 +2,12 @@
 
 use crate::files::FileSet;
 use crate::pread::Pread;
+use crate::wires::ByWire;
 use crate::{NvmeError, Sink};
 use overspill_core::seam::{Buffer, Storage};
 use overspill_host::GRANULE_BYTES;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -93,7 +95,7 @@ impl StorageOptions {
 /// What was chosen, and why nothing better.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The reader that serves.
+    /// The reader that serves; where disks have different ones, that of the first.
     pub chosen: IoChoice,
     /// Whether it reads past the page cache, at least some of the files.
     pub direct: bool,
@@ -101,11 +103,39 @@ pub struct Probe {
     pub rejected: Vec<(IoChoice, String)>,
     /// Why some files are read through the page cache although they were not to be.
     pub direct_refusal: Option<String>,
+    /// The disks that the files lie on, by wire: each has a reader, and so a queue, of its own.
+    pub disks: Vec<DiskProbe>,
+}
+
+/// What was chosen for one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskProbe {
+    /// The reader that serves.
+    pub chosen: IoChoice,
+    /// Whether it reads past the page cache, at least some of the files.
+    pub direct: bool,
+    /// Files of the model on this disk.
+    pub files: usize,
+    /// The first of them; empty if there is none.
+    pub first: PathBuf,
+    /// Reads in flight at most.
+    pub depth: usize,
 }
 
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.chosen, if self.direct { " with direct I/O" } else { "" })?;
+        match &self.disks[..] {
+            [] | [_] => write!(f, "{}{}", self.chosen, direct_text(self.direct))?,
+            disks => {
+                write!(f, "{} disks: ", disks.len())?;
+                for (index, disk) in disks.iter().enumerate() {
+                    let separator = if index > 0 { ", " } else { "" };
+                    let more = if disk.files > 1 { format!(" and {} more", disk.files - 1) } else { String::new() };
+                    let name = disk.first.file_name().unwrap_or_default().display();
+                    write!(f, "{separator}{name}{more} by {}{}", disk.chosen, direct_text(disk.direct))?;
+                }
+            }
+        }
         for (choice, reason) in &self.rejected {
             write!(f, "; not {choice}: {reason}")?;
         }
@@ -113,10 +143,14 @@ impl fmt::Display for Probe {
     }
 }
 
-/// Opens a reader of these files.
+fn direct_text(direct: bool) -> &'static str {
+    if direct { " with direct I/O" } else { "" }
+}
+
+/// Opens a reader of these files: one for each disk that they lie on, each with its own queue, behind one face.
 ///
-/// `Auto` takes io_uring if the kernel allows it and the files can be read directly; else positional reads. The
-/// [`Probe`] says which and why.
+/// `Auto` takes io_uring where the kernel allows it and the disk's files can be read directly; else positional reads.
+/// The [`Probe`] says which and why.
 ///
 /// # Errors
 /// [`NvmeError::Unavailable`] if a reader was named that does not work here; [`NvmeError::Setting`] for options out of
@@ -129,47 +163,78 @@ pub fn open_storage<B: Buffer>(
 ) -> Result<(Box<dyn Storage<B>>, Probe), NvmeError> {
     options.check()?;
     let sink = Arc::new(sink);
-    let direct_refusal = files.direct_refusal().map(|(path, reason)| format!("{}: {reason}", path.display()));
-    let mut probe = Probe {
-        chosen: io,
-        direct: options.direct && files.any_direct() && io != IoChoice::Mmap,
-        rejected: Vec::new(),
-        direct_refusal: direct_refusal.filter(|_| options.direct && io != IoChoice::Mmap),
+    let mut probe = Probe { chosen: io, direct: false, rejected: Vec::new(), direct_refusal: None, disks: Vec::new() };
+    let mut readers = Vec::new();
+    // Without files there is nothing to read, and still a reader to be probed.
+    for wire in 0..files.wires().max(1) {
+        readers.push(open_wire(io, &files, wire, options, &sink, &mut probe)?);
+    }
+    probe.chosen = probe.disks.first().map_or(io, |disk| disk.chosen);
+    tracing::debug!(reader = %probe, "opened a reader");
+    let storage: Box<dyn Storage<B>> = match (readers.len(), readers.pop()) {
+        (1, Some(only)) => only,
+        (_, last) => {
+            readers.extend(last);
+            match ByWire::new(files, readers) {
+                Some(all) => Box::new(all),
+                None => return Err(NvmeError::Setting { setting: "disks", value: 0, range: "1 or more" }),
+            }
+        }
     };
-    let pread = |sink| Pread::start(Arc::clone(&files), options, sink).map(|reader| Box::new(reader) as Box<_>);
-    let storage: Box<dyn Storage<B>> = match io {
-        IoChoice::Pread => pread(sink)?,
-        IoChoice::Uring => start_uring(&files, options, sink).map_err(|reason| NvmeError::Unavailable {
+    Ok((storage, probe))
+}
+
+/// Opens the reader of one disk, and says so in the probe.
+fn open_wire<B: Buffer>(
+    io: IoChoice,
+    files: &Arc<FileSet>,
+    wire: u32,
+    options: &StorageOptions,
+    sink: &Arc<Sink<B>>,
+    probe: &mut Probe,
+) -> Result<Box<dyn Storage<B>>, NvmeError> {
+    let past_cache = options.direct && io != IoChoice::Mmap;
+    let direct = past_cache && files.on_wire(wire).any(|file| files.direct(file).is_ok());
+    let refusal = files.on_wire(wire).find_map(|file| {
+        let reason = files.direct(file).err().filter(|_| past_cache)?;
+        Some(format!("{}: {reason}", files.path(file).display()))
+    });
+    let pread = || Pread::start(Arc::clone(files), options, Arc::clone(sink)).map(|reader| Box::new(reader) as Box<_>);
+    let (chosen, storage): (_, Box<dyn Storage<B>>) = match io {
+        IoChoice::Pread => (io, pread()?),
+        IoChoice::Uring => (io, start_uring(files, options, Arc::clone(sink)).map_err(|reason| NvmeError::Unavailable {
             choice: io,
             reason,
             cure: "allow io_uring to this process (Linux 5.6, the container's seccomp profile, kernel.io_uring_disabled) or use --io pread",
-        })?,
-        IoChoice::Mmap => start_mmap(&files, options, sink).map_err(|reason| NvmeError::Unavailable {
+        })?),
+        IoChoice::Mmap => (io, start_mmap(files, options, Arc::clone(sink)).map_err(|reason| NvmeError::Unavailable {
             choice: io,
             reason,
             cure: "allow process_vm_readv to this process or use --io pread",
-        })?,
+        })?),
         IoChoice::Auto => {
-            let refusal = probe.direct_refusal.as_ref().filter(|_| !probe.direct && !files.is_empty());
-            let uring = match refusal {
+            let uring = match refusal.as_ref().filter(|_| !direct) {
                 Some(refusal) => Err(format!("no direct I/O: {refusal}")),
-                None => start_uring(&files, options, Arc::clone(&sink)),
+                None => start_uring(files, options, Arc::clone(sink)),
             };
             match uring {
-                Ok(storage) => {
-                    probe.chosen = IoChoice::Uring;
-                    storage
-                }
+                Ok(storage) => (IoChoice::Uring, storage),
                 Err(reason) => {
-                    probe.rejected.push((IoChoice::Uring, reason));
-                    probe.chosen = IoChoice::Pread;
-                    pread(sink)?
+                    let rejection = (IoChoice::Uring, reason);
+                    if !probe.rejected.contains(&rejection) {
+                        probe.rejected.push(rejection);
+                    }
+                    (IoChoice::Pread, pread()?)
                 }
             }
         }
     };
-    tracing::debug!(reader = %probe, "opened a reader");
-    Ok((storage, probe))
+    probe.direct |= direct;
+    probe.direct_refusal = probe.direct_refusal.take().or(refusal);
+    let depth = if chosen == IoChoice::Uring { options.depth } else { options.threads };
+    let first = files.on_wire(wire).next().map_or_else(PathBuf::new, |file| files.path(file).to_owned());
+    probe.disks.push(DiskProbe { chosen, direct, files: files.on_wire(wire).count(), first, depth });
+    Ok(storage)
 }
 
 #[cfg(target_os = "linux")]

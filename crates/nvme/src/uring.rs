@@ -16,6 +16,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// Reads that may wait without a queue having to grow.
+const QUEUED: usize = 1024;
+
 /// io_uring, driven by one thread.
 pub(crate) struct Uring<B: Buffer> {
     shared: Arc<Shared<B>>,
@@ -57,7 +60,8 @@ impl<B: Buffer> Uring<B> {
     pub(crate) fn start(files: Arc<FileSet>, options: &StorageOptions, sink: Arc<Sink<B>>) -> Result<Self, String> {
         let direct = options.direct && files.any_direct();
         let wake = Arc::new(EventFd::new().map_err(|error| format!("no eventfd: {error}"))?);
-        let inbox = Inbox { reads: VecDeque::new(), cancels: Vec::new(), closed: false, asleep: false };
+        let reads = VecDeque::with_capacity(QUEUED);
+        let inbox = Inbox { reads, cancels: Vec::new(), closed: false, asleep: false };
         let shared = Arc::new(Shared { inbox: Mutex::new(inbox), wake });
         let (report, made) = mpsc::channel();
         let (depth, call_bytes_max) = (options.depth as u32, options.call_bytes_max);
@@ -69,7 +73,7 @@ impl<B: Buffer> Uring<B> {
                 Err(error) => report.send(Err(error)).unwrap_or_default(),
                 Ok(ring) => {
                     report.send(Ok(())).unwrap_or_default();
-                    let (pending, finished) = (VecDeque::new(), Vec::with_capacity(depth as usize));
+                    let (pending, finished) = (VecDeque::with_capacity(QUEUED), Vec::with_capacity(depth as usize));
                     Driver { ring, files, shared: of_thread, sink, direct, call_bytes_max, pending, finished }.run();
                 }
             }

@@ -8,6 +8,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+/// Reads that may wait without the queue having to grow.
+const QUEUED: usize = 1024;
+
 /// Serves one read, on a worker's thread.
 pub(crate) trait Serve<B>: Send + Sync + 'static {
     fn serve(&self, read: &mut Read<B>) -> Result<usize, ReadFault>;
@@ -37,7 +40,7 @@ impl<B: Buffer> Workers<B> {
         server: Arc<dyn Serve<B>>,
         sink: Arc<Sink<B>>,
     ) -> Result<Self, NvmeError> {
-        let queue = Queue { waiting: VecDeque::new(), cancelled: VecDeque::new(), closed: false };
+        let queue = Queue { waiting: VecDeque::with_capacity(QUEUED), cancelled: VecDeque::new(), closed: false };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let mut pool = Self { shared, threads: Vec::with_capacity(threads) };
         for index in 0..threads {

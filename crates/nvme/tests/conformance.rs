@@ -22,6 +22,8 @@ struct Reader<B: Buffer> {
     options: StorageOptions,
     buffer: fn(usize) -> B,
     around: Around<B>,
+    /// As if each file lay on a disk of its own.
+    disk_each: bool,
     directory: PathBuf,
     paths: Mutex<Vec<PathBuf>>,
 }
@@ -33,8 +35,13 @@ impl<B: Buffer> Reader<B> {
         // Below the target directory, not in a temporary one: that may be memory, where nothing is read directly.
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(&directory).expect("the directory can be made");
-        Self { io, options, buffer, around, directory, paths: Mutex::default() }
+        Self { io, options, buffer, around, disk_each: false, directory, paths: Mutex::default() }
     }
+}
+
+/// Files are named by their numbers.
+fn paths_index(path: &Path) -> u64 {
+    path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()).expect("a number")
 }
 
 impl<B: Buffer> Drop for Reader<B> {
@@ -55,7 +62,10 @@ impl<B: Buffer> Subject for Reader<B> {
             opened.push((path.clone(), bytes.len() as u64));
         }
         *self.paths.lock().expect("no panic before") = paths;
-        let files = Arc::new(FileSet::open(&opened).expect("the files can be opened"));
+        let own_disk = |path: &Path| paths_index(path);
+        let files = if self.disk_each { FileSet::open_on(&opened, own_disk) } else { FileSet::open(&opened) };
+        let files = Arc::new(files.expect("the files can be opened"));
+        assert!(!self.disk_each || files.wires() as usize == opened.len());
         (self.around)(sink, &|sink| {
             open_storage(self.io, Arc::clone(&files), &self.options, sink).expect("the reader can be opened").0
         })
@@ -102,6 +112,13 @@ fn add<B: Buffer>(
     for (check, run) in checks::<Reader<B>>() {
         let trial = Trial::test(format!("{name}::{check}"), move || {
             run(&Reader::new(io, options, buffer, around));
+            Ok(())
+        });
+        trials.push(trial.with_ignored_flag(refusal.is_some()));
+        let trial = Trial::test(format!("{name}::disk_each::{check}"), move || {
+            let mut reader = Reader::new(io, options, buffer, around);
+            reader.disk_each = true;
+            run(&reader);
             Ok(())
         });
         trials.push(trial.with_ignored_flag(refusal.is_some()));
