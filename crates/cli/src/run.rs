@@ -47,8 +47,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let spinner = progress::spinner("opening the model");
     let settings = Settings { placement: args.placement.clone(), kv: args.kv };
     let attempt = |settings: &Settings| open(args, settings, &device, model.clone(), context);
-    let name_smallest = |stop| smallest::named(stop, &settings, |settings| check(&attempt(settings)?.0));
-    let opened = attempt(&settings).map_err(name_smallest);
+    let opened = attempt(&settings).map_err(|stop| smallest::named(stop, &settings, attempt));
     spinner.finish_and_clear();
     let (runtime, mut session) = opened?;
     let trace = match (trace_file, &args.trace) {
@@ -67,7 +66,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         Ok(found) => found,
         Err(stop) => {
             drop((session, runtime));
-            return Err(output.interrupted(name_smallest(stop)));
+            return Err(output.interrupted(stop));
         }
     };
     let backend = session.backend_name();
@@ -153,18 +152,6 @@ fn open(
     let runtime = Runtime::open(engine, options)?;
     let session = runtime.session(Some(context))?;
     Ok((runtime, session))
-}
-
-/// Whether the steps still have room when cache and scratch have been set aside.
-fn check(runtime: &Runtime) -> Outcome {
-    let engine = runtime.engine();
-    // A GPU's buffer of logits is made with the first of them.
-    let logits = (engine.compute_tier() != engine.host_tier())
-        .then(|| engine.reserve(engine.compute_tier(), runtime.spec().vocab as u64 * 4, "logits"))
-        .transpose()?;
-    engine.register(runtime.model().plan().schedule("check", true))?;
-    drop(logits);
-    Ok(())
 }
 
 fn sampling(args: &RunArgs) -> SamplingParams {

@@ -1,7 +1,8 @@
 //! The smallest budget that works, for the message about one that does not.
 //!
-//! The engine knows what each step of opening lacks, but each step only looks at its own need: the next may want more.
-//! So opening is tried again with what was asked for, until it works.
+//! The engine refuses whatever leaves a tier too small, but each step of opening (steps, cache, scratch) only knows its
+//! own need, and how steps are cut depends on the budget. So opening is tried again with what was asked for, until it
+//! works.
 
 use crate::errors::{Missed, Stop};
 use crate::run::Settings;

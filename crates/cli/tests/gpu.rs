@@ -20,6 +20,7 @@ fn main() {
     let trials = vec![
         trial("less_vram_gives_the_same_tokens_and_the_cpus_text", less_vram_gives_the_same_tokens_and_the_cpus_text),
         trial("a_vram_too_small_says_the_smallest_that_works_and_that_works", vram_too_small),
+        trial("a_share_of_the_model_means_its_weights", a_share_of_the_model_means_its_weights),
         trial("the_cache_has_no_budget_of_its_own", the_cache_has_no_budget_of_its_own),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
@@ -42,6 +43,23 @@ fn less_vram_gives_the_same_tokens_and_the_cpus_text(adapter: &str) {
     assert!(figures["reserved_bytes"].as_u64().unwrap() > 0, "KV cache and scratch count: {figures}");
     let cpu = overspill(&["run", STORIES, "--device", "cpu", "--prompt-ids", "0,5,9", "-n", "6"]).ok();
     assert_eq!(run(adapter, &["--vram", "400%"]).ok().stdout, cpu.stdout);
+}
+
+/// The KV cache and scratch came out of the share: a small model, whose scratch is as large as its weights, was refused.
+fn a_share_of_the_model_means_its_weights(adapter: &str) {
+    let whole = run(adapter, &["--vram", "400%", "--json"]).ok().json();
+    let weights = whole["model"]["bytes"].as_u64().unwrap();
+    for share in [50, 25] {
+        let json = run(adapter, &["--vram", &format!("{share}%"), "--json"]).ok().json();
+        assert_eq!(json["tokens"], whole["tokens"]);
+        let figures = &json["tiers"]["gpu"];
+        let reserved = figures["reserved_bytes"].as_u64().unwrap();
+        let expected = (weights * share).div_ceil(100) + reserved;
+        assert_eq!(figures["budget_bytes"].as_u64().unwrap(), expected, "{figures}");
+        assert!(figures["evictions"].as_u64().unwrap() > 0, "{figures}");
+    }
+    // What does not fit is refused before anything is written.
+    run(adapter, &["--vram", "1%"]).refused(4, &["--vram 1%", "smallest"]);
 }
 
 fn vram_too_small(adapter: &str) {

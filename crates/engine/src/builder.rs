@@ -1,8 +1,8 @@
 //! Settings of an engine, and its opening.
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Reserving, TierBudget, budget_for_blocks, row_cache_bytes};
 use crate::driver::Driver;
-use crate::engine::{Engine, Inner, Reserved, TierInfo};
+use crate::engine::{Engine, Inner};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::io::{BlockReader, IoBuf};
@@ -11,7 +11,7 @@ use overspill_core::{BlockSize, Brain, Catalog, Config, Evict, Prefetch, TierCon
 use overspill_host::{SlabOptions, SlabPool};
 use overspill_nvme::{FileSet, IoChoice, NvmeError, StorageOptions, open_storage};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +56,6 @@ impl Default for EngineBuilder {
 
 /// Host memory that `Budget::Auto` leaves to the process besides weights and the KV cache.
 const AUTO_RESERVE_BYTES: u64 = 128 << 20;
-/// The row cache's part of the host budget, and the most that it takes.
-const ROW_CACHE_SHARE: u64 = 64;
-const ROW_CACHE_BYTES_MAX: u64 = 1 << 20;
 /// Largest slab; smaller budgets have smaller slabs, so that they can shrink by a sixteenth.
 const SLAB_BYTES_MAX: u64 = 64 << 20;
 const SLABS_MIN: u64 = 16;
@@ -66,16 +63,6 @@ const SLABS_MIN: u64 = 16;
 const STEP_BYTES_MAX: u64 = 64 << 20;
 const STEP_BYTES_STREAMING_MAX: u64 = 8 << 20;
 const STEP_SHARE: u64 = 32;
-
-fn row_cache_bytes(budget_bytes: u64) -> u64 {
-    (budget_bytes / ROW_CACHE_SHARE).min(ROW_CACHE_BYTES_MAX)
-}
-
-/// The host budget of which so many bytes are for blocks.
-pub(crate) fn budget_for_blocks(blocks_bytes: u64) -> u64 {
-    let by_share = blocks_bytes.div_ceil(ROW_CACHE_SHARE - 1).saturating_mul(ROW_CACHE_SHARE);
-    by_share.min(blocks_bytes.saturating_add(ROW_CACHE_BYTES_MAX))
-}
 
 impl EngineBuilder {
     /// Host bytes for weights, what is in flight included. Default: what is free, less a reserve.
@@ -184,7 +171,7 @@ impl EngineBuilder {
         let paths: Vec<_> = catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
         let files = Arc::new(FileSet::open(&paths).map_err(|e| storage_error(&e))?);
         let plan = self.plan(&catalog, &files)?;
-        let settings: Vec<&'static str> = plan.iter().map(|t| t.setting).collect();
+        let settings: Vec<&'static str> = plan.iter().map(|t| t.budget.setting).collect();
         let shared = Arc::new(Shared::new(Arc::clone(&catalog), &settings, self.patience));
         let host = TierId(plan.len() as u32 - 1);
         let brain = self.brain(&catalog, &files, &plan)?;
@@ -195,23 +182,25 @@ impl EngineBuilder {
         });
         let opened = open_storage::<IoBuf>(self.io, Arc::clone(&files), &self.storage, sink);
         let (storage, probe) = opened.map_err(|e| storage_error(&e))?;
-        let gather = Gather::new(&catalog, Arc::clone(&files), plan[host.index()].apart_bytes, self.io, &self.storage)?;
+        let gather =
+            Gather::new(&catalog, Arc::clone(&files), plan[host.index()].budget.apart_bytes, self.io, &self.storage)?;
         let slab_bytes = u64::from(plan[host.index()].slots_per_slab) * catalog.slot_bytes();
         let pool = SlabPool::new(slab_bytes as usize, self.slabs).map_err(|e| Error::Memory(e.to_string()))?;
         let pool = Arc::new(pool);
         #[cfg(feature = "gpu")]
         let gpus = crate::gpu::Gpus::start(self.gpu.as_ref(), &shared, &catalog, plan[0].slots_per_slab)?;
+        let in_flight = self.in_flight(&catalog, &files);
         let driver = Driver {
             brain,
             shared: Arc::clone(&shared),
-            reader: BlockReader::new(Arc::clone(&catalog), Arc::clone(&shared), storage),
+            reader: BlockReader::new(Arc::clone(&catalog), Arc::clone(&shared), storage, in_flight),
             pool: Arc::clone(&pool),
             host,
             slots_per_slab: plan[host.index()].slots_per_slab,
             #[cfg(feature = "gpu")]
             gpus,
-            waiters: BTreeMap::new(),
-            under_way: BTreeMap::new(),
+            waiters: HashMap::new(),
+            under_way: HashMap::with_capacity(2 * in_flight),
             disk_busy: Default::default(),
             #[cfg(feature = "gpu")]
             bus_busy: Default::default(),
@@ -222,17 +211,11 @@ impl EngineBuilder {
             .map_err(|e| Error::Memory(format!("the driver's thread cannot be started ({e}): raise ulimit -u")))?;
         let step_bytes = step_bytes(&catalog, &plan);
         let (metadata, format) = model.map_or((None, None), |(metadata, format)| (Some(metadata), Some(format)));
-        let infos = plan.iter().map(|t| TierInfo {
-            label: t.label,
-            budget_bytes: t.budget_bytes,
-            apart_bytes: t.apart_bytes,
-            reservations_inside: t.label != "host",
-        });
+        let budgets = plan.into_iter().map(|tier| tier.budget).collect();
         Ok(Engine {
             inner: Arc::new(Inner {
                 holder: shared.holder("engine"),
-                tiers: Mutex::new(infos.collect()),
-                reserved: Mutex::new(plan.iter().map(|_| Reserved::default()).collect()),
+                budgets: Mutex::new(budgets),
                 shared,
                 catalog,
                 files,
@@ -263,9 +246,14 @@ impl EngineBuilder {
         #[cfg(feature = "gpu")]
         if let Some(gpu) = &self.gpu {
             let free = crate::gpu::free_bytes(gpu);
-            let budget_bytes = self.vram.resolve("--vram", weights, free)?;
-            let slots_per_slab = crate::gpu::slots_per_slab(gpu, catalog, budget_bytes)?;
-            tiers.push(TierPlan { label: "gpu0", setting: "--vram", budget_bytes, apart_bytes: 0, slots_per_slab });
+            let given_bytes = self.vram.resolve("--vram", weights, free)?;
+            let (given_bytes, reserving) = match self.vram {
+                Budget::Percent(_) => (given_bytes.min(free), Reserving::OnTop { bytes_max: free }),
+                _ => (given_bytes, Reserving::Inside),
+            };
+            let slots_per_slab = crate::gpu::slots_per_slab(gpu, catalog, given_bytes)?;
+            let budget = TierBudget::new("gpu0", "--vram", given_bytes, 0, reserving);
+            tiers.push(TierPlan { budget, slots_per_slab });
         }
         let limits = overspill_host::limits::memory_limits();
         let free = limits
@@ -278,8 +266,15 @@ impl EngineBuilder {
         };
         let apart_bytes = if catalog.tables().is_empty() { 0 } else { row_cache_bytes(budget_bytes) };
         let slots_per_slab = slots_per_slab(catalog, budget_bytes - apart_bytes, SLAB_BYTES_MAX);
-        tiers.push(TierPlan { label: "host", setting: "--ram", budget_bytes, apart_bytes, slots_per_slab });
+        let budget = TierBudget::new("host", "--ram", budget_bytes, apart_bytes, Reserving::Apart);
+        tiers.push(TierPlan { budget, slots_per_slab });
         Ok(tiers)
+    }
+
+    /// About the most reads that the brain lets be under way.
+    fn in_flight(&self, catalog: &Catalog, files: &FileSet) -> usize {
+        let by_window = self.window_bytes / catalog.slot_bytes().max(1) * u64::from(files.wires().max(1));
+        usize::try_from(by_window).unwrap_or(usize::MAX).min(catalog.blocks().len()).saturating_add(64)
     }
 
     fn brain(&self, catalog: &Catalog, files: &FileSet, plan: &[TierPlan]) -> Result<Brain, Error> {
@@ -289,8 +284,8 @@ impl EngineBuilder {
         });
         let host = plan.len() as u32 - 1;
         let tiers = plan.iter().enumerate().map(|(index, tier)| TierConfig {
-            label: tier.label.to_owned(),
-            budget_bytes: tier.budget_bytes - tier.apart_bytes,
+            label: tier.budget.label.to_owned(),
+            budget_bytes: tier.budget.blocks_bytes(),
             slots_per_slab: tier.slots_per_slab,
             parent: (index as u32 != host).then_some(TierId(host)),
         });
@@ -303,23 +298,21 @@ impl EngineBuilder {
             window_bytes: self.window_bytes.max(catalog.slot_bytes()),
         };
         Brain::new(config).map_err(|e| {
-            let tier = plan.iter().find(|t| t.label == e.tier);
-            let (setting, budget_bytes) = tier.map_or(("a budget", e.budget_bytes), |t| (t.setting, t.budget_bytes));
             // What is needed in every token stays in the tier that computes, beside the block that is worked on.
-            let computes = plan.first().is_some_and(|t| t.label == e.tier);
+            let computes = plan.first().is_some_and(|t| t.budget.label == e.tier);
             let standing = if computes { bundles(catalog) * catalog.slot_bytes() } else { 0 };
-            let bytes_min = budget_for_blocks(e.bytes_min + standing);
-            Error::TooSmall { setting: setting.to_owned(), budget_bytes, bytes_min }
+            let needed = overspill_core::TooSmall { bytes_min: e.bytes_min + standing, ..e };
+            match plan.iter().find(|t| t.budget.label == needed.tier) {
+                Some(tier) => tier.budget.too_small(&needed),
+                None => Error::Config { setting: needed.tier.clone(), cause: needed.to_string() },
+            }
         })
     }
 }
 
 /// A tier before it exists.
 struct TierPlan {
-    label: &'static str,
-    setting: &'static str,
-    budget_bytes: u64,
-    apart_bytes: u64,
+    budget: TierBudget,
     slots_per_slab: u32,
 }
 
@@ -345,7 +338,7 @@ pub(crate) fn slots_per_slab(catalog: &Catalog, budget_bytes: u64, slab_bytes_ma
 fn step_bytes(catalog: &Catalog, plan: &[TierPlan]) -> u64 {
     let slots: u64 = catalog.blocks().iter().map(|b| u64::from(b.slots)).sum();
     let Some(compute) = plan.first() else { return STEP_BYTES_MAX };
-    let room = compute.budget_bytes - compute.apart_bytes;
+    let room = compute.budget.blocks_bytes();
     if slots * catalog.slot_bytes() <= room {
         return STEP_BYTES_MAX;
     }

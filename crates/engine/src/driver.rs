@@ -3,12 +3,12 @@
 use crate::error::Error;
 use crate::events::Event as Told;
 use crate::io::{BlockReader, Failure, Finished};
-use crate::shared::{Held, Note, Shared};
+use crate::shared::{Held, LAZY_NOTES_MAX, Note, Shared};
 use crate::wait::Waiter;
 use overspill_core::catalog::ALIGN_BYTES;
 use overspill_core::{BlockId, Brain, Command, Event, Refusal, SlotId, Ticket, TierId, TransferId};
 use overspill_host::{SlabPool, SlotBuf};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,9 +24,10 @@ pub(crate) struct Driver {
     pub(crate) slots_per_slab: u32,
     #[cfg(feature = "gpu")]
     pub(crate) gpus: crate::gpu::Gpus,
-    pub(crate) waiters: BTreeMap<Ticket, Arc<Waiter>>,
+    /// Hashed, since these maps are never walked in an order that matters, and allocate nothing once they are warm.
+    pub(crate) waiters: HashMap<Ticket, Arc<Waiter>>,
     /// The block of each transfer under way.
-    pub(crate) under_way: BTreeMap<TransferId, (TierId, BlockId)>,
+    pub(crate) under_way: HashMap<TransferId, (TierId, BlockId)>,
     pub(crate) disk_busy: Busy,
     #[cfg(feature = "gpu")]
     pub(crate) bus_busy: Busy,
@@ -58,7 +59,8 @@ impl Busy {
 impl Driver {
     /// Runs until the engine is closed.
     pub(crate) fn run(mut self) {
-        let mut notes = Vec::new();
+        // The mailbox swaps its notes with these.
+        let mut notes = Vec::with_capacity(LAZY_NOTES_MAX);
         loop {
             let deadline = self.brain.next_deadline().map(|ns| self.shared.start + Duration::from_nanos(ns));
             self.shared.mailbox.take(&mut notes, deadline);
@@ -104,8 +106,10 @@ impl Driver {
                 self.tell(Event::Withdrawn { ticket });
             }
             Note::LastPinDropped { tier, block } => self.tell(Event::LastPinDropped { tier, block }),
-            Note::Expected { sequence, step, blocks, probability_milli } => {
+            Note::Expected { sequence, step, mut blocks, probability_milli } => {
                 self.tell(Event::Expected { sequence, step, blocks: &blocks, probability_milli });
+                blocks.clear();
+                self.shared.spare_blocks.lock().push(blocks);
             }
             Note::Read(completion) => {
                 if let Some(finished) = self.reader.complete(completion) {

@@ -1,5 +1,6 @@
 //! [`Engine`], the public face, and the work that needs no brain: copies, gathers, reservations, figures.
 
+use crate::budget::TierBudget;
 use crate::error::Error;
 use crate::events::Event;
 use crate::gather::Gather;
@@ -7,9 +8,7 @@ use crate::lease::{Lease, LeaseSet, Pending, Use, missing};
 use crate::sequence::Sequence;
 use crate::shared::{Holder, Note, Shared};
 use crate::stats::{BusStats, DiskStats, Stats, TierFigures};
-use overspill_core::{
-    BlockId, Brain, Catalog, Event as Told, Layout, Schedule, ScheduleId, StepId, TableId, TensorId, TierId,
-};
+use overspill_core::{BlockId, Brain, Catalog, Layout, Schedule, ScheduleId, StepId, TableId, TensorId, TierId};
 use overspill_nvme::{FileSet, Probe};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -24,24 +23,6 @@ pub struct Engine {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// A tier as the engine knows it.
-#[derive(Clone, Debug)]
-pub(crate) struct TierInfo {
-    pub(crate) label: &'static str,
-    /// Bytes that its budget setting allows, reservations included.
-    pub(crate) budget_bytes: u64,
-    /// Of these, what is not for blocks: the row cache.
-    pub(crate) apart_bytes: u64,
-    /// Whether reservations come out of the same budget (a GPU's memory) or are bounded apart (`--kv`).
-    pub(crate) reservations_inside: bool,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Reserved {
-    pub(crate) bytes: u64,
-    pub(crate) peak_bytes: u64,
-}
-
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) catalog: Arc<Catalog>,
@@ -49,8 +30,8 @@ pub(crate) struct Inner {
     pub(crate) metadata: Option<overspill_formats::Metadata>,
     pub(crate) format: Option<overspill_formats::Format>,
     pub(crate) probe: Probe,
-    pub(crate) tiers: Mutex<Vec<TierInfo>>,
-    pub(crate) reserved: Mutex<Vec<Reserved>>,
+    /// Held while the brain is asked, so that budgets change one after the other; the driver never takes it.
+    pub(crate) budgets: Mutex<Vec<TierBudget>>,
     pub(crate) kv_bytes: Option<u64>,
     pub(crate) compute: TierId,
     pub(crate) host: TierId,
@@ -126,10 +107,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(reserved) = self.engine.inner.reserved.lock().get_mut(self.tier.index()) {
-            reserved.bytes -= self.bytes;
-        }
-        let _ = self.engine.apply_budget(self.tier);
+        self.engine.give_back(self.tier, self.bytes);
     }
 }
 
@@ -211,17 +189,16 @@ impl Engine {
         Ok(id)
     }
 
-    /// The brain speaks of bytes for blocks; users set budgets, of which some bytes are apart.
     fn too_small(&self, error: &overspill_core::TooSmall) -> Error {
-        let tiers = self.inner.tiers.lock();
-        let tier = tiers.iter().position(|t| t.label == error.tier);
-        let (setting, budget, apart) = tier.map_or(("a budget", error.budget_bytes, 0), |index| {
-            let reserved = if tiers[index].reservations_inside { self.inner.reserved.lock()[index].bytes } else { 0 };
-            (self.inner.shared.tiers[index].setting, tiers[index].budget_bytes, reserved)
-        });
-        // The row cache is a share of the budget, so a smaller budget has a smaller one: ask for what is sure to do.
-        let bytes_min = crate::builder::budget_for_blocks(error.bytes_min) + apart;
-        Error::TooSmall { setting: setting.to_owned(), budget_bytes: budget, bytes_min }
+        let budgets = self.inner.budgets.lock();
+        match budgets.iter().find(|budget| budget.label == error.tier) {
+            Some(budget) => budget.too_small(error),
+            None => Error::TooSmall {
+                setting: error.tier.clone(),
+                budget_bytes: error.budget_bytes,
+                bytes_min: error.bytes_min,
+            },
+        }
     }
 
     /// Starts a sequence at the beginning of a schedule. The label names it in errors about room.
@@ -362,57 +339,55 @@ impl Engine {
         self.inner.gather.rows(table, rows, destination)
     }
 
-    /// Sets bytes of a tier aside for something that is no block. On a GPU they come out of `--vram`; in host RAM they
+    /// Sets bytes of a tier aside for something that is no block. On a GPU they come out of `--vram`, or on top of it
+    /// if that is a share of the model ([`crate::Budget::Percent`]), as far as the GPU's memory goes; in host RAM they
     /// are bounded by `--kv`.
     ///
     /// # Errors
-    /// [`Error::TooSmall`] if they do not fit; [`Error::NotFound`]; [`Error::Closed`].
+    /// [`Error::TooSmall`] if they do not fit, or a registered schedule could not run beside them; then nothing has
+    /// changed. [`Error::NotFound`]; [`Error::Closed`].
     pub fn reserve(&self, tier: TierId, bytes: u64, label: &str) -> Result<Reservation, Error> {
-        let tiers = self.inner.tiers.lock().clone();
-        let info = tiers.get(tier.index()).ok_or_else(|| missing("tier", tier.0))?;
-        let total = self.inner.reserved.lock()[tier.index()].bytes.saturating_add(bytes);
-        let bound = if info.reservations_inside { Some(info.budget_bytes) } else { self.inner.kv_bytes };
-        if bound.is_some_and(|bound| total > bound) {
-            let setting = if info.reservations_inside { self.inner.shared.tiers[tier.index()].setting } else { "--kv" };
-            let budget_bytes = bound.unwrap_or(0);
-            return Err(Error::TooSmall { setting: setting.to_owned(), budget_bytes, bytes_min: total });
-        }
-        {
-            let mut reserved = self.inner.reserved.lock();
-            let reserved = &mut reserved[tier.index()];
-            reserved.bytes += bytes;
-            reserved.peak_bytes = reserved.peak_bytes.max(reserved.bytes);
-        }
-        let reservation = Reservation { engine: self.clone(), tier, bytes, label: label.to_owned() };
-        self.apply_budget(tier)?;
-        Ok(reservation)
+        let kv_bytes = self.inner.kv_bytes;
+        self.change_budget(tier, |budget| budget.reserve(bytes, kv_bytes))?;
+        Ok(Reservation { engine: self.clone(), tier, bytes, label: label.to_owned() })
     }
 
-    /// Changes a tier's budget. It is obeyed as fast as leases allow: blocks above it go, then whole slabs.
+    /// Changes a tier's budget. It is obeyed as fast as leases allow: blocks above it go, then whole slabs. What was a
+    /// share of the model is a number of bytes from then on, reservations of a GPU included.
     ///
     /// # Errors
-    /// [`Error::TooSmall`] if a registered schedule could not run any more; [`Error::NotFound`]; [`Error::Closed`].
+    /// [`Error::TooSmall`] if a registered schedule could not run any more; then nothing has changed.
+    /// [`Error::NotFound`]; [`Error::Closed`].
     pub fn set_budget(&self, tier: TierId, bytes: u64) -> Result<(), Error> {
-        {
-            let mut tiers = self.inner.tiers.lock();
-            let info = tiers.get_mut(tier.index()).ok_or_else(|| missing("tier", tier.0))?;
-            info.budget_bytes = bytes;
-        }
-        self.apply_budget(tier)
+        self.change_budget(tier, |budget| budget.set(bytes))
     }
 
-    fn apply_budget(&self, tier: TierId) -> Result<(), Error> {
-        let info = self.inner.tiers.lock()[tier.index()].clone();
-        let reserved = if info.reservations_inside { self.inner.reserved.lock()[tier.index()].bytes } else { 0 };
-        if !info.reservations_inside && reserved == 0 && info.budget_bytes == 0 {
-            return Ok(());
+    /// Changes the books of a tier, unless what is left for blocks would not do.
+    fn change_budget(
+        &self,
+        tier: TierId,
+        change: impl FnOnce(&mut TierBudget) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut budgets = self.inner.budgets.lock();
+        let budget = budgets.get_mut(tier.index()).ok_or_else(|| missing("tier", tier.0))?;
+        let mut changed = budget.clone();
+        change(&mut changed)?;
+        let bytes = changed.blocks_bytes();
+        if bytes != budget.blocks_bytes() {
+            let told = self.inner.ask(move |brain| brain.set_budget(tier, bytes))?;
+            told.map_err(|error| changed.refused(&error))?;
         }
-        let bytes = info.budget_bytes.saturating_sub(info.apart_bytes + reserved);
-        self.inner.ask(move |brain| {
-            if brain.tier_stats(tier).budget_bytes != bytes {
-                brain.handle(Told::BudgetChanged { tier, bytes }, 0);
-            }
-        })
+        *budget = changed;
+        Ok(())
+    }
+
+    /// Ends a reservation. A closed engine has no use for the bytes.
+    fn give_back(&self, tier: TierId, bytes: u64) {
+        let given_back = self.change_budget(tier, |budget| {
+            budget.give_back(bytes);
+            Ok(())
+        });
+        debug_assert!(matches!(given_back, Ok(()) | Err(Error::Closed)), "more room is never refused");
     }
 
     /// The engine's figures now.
@@ -426,14 +401,14 @@ impl Engine {
             (tiers, brain.decision())
         })?;
         let shared = &self.inner.shared;
-        let reserved = self.inner.reserved.lock();
-        let infos = self.inner.tiers.lock();
+        let budgets = self.inner.budgets.lock();
         let figures = brain_tiers.into_iter().enumerate().map(|(index, brain)| TierFigures {
-            label: infos[index].label,
-            budget_bytes: infos[index].budget_bytes,
-            peak_bytes: brain.peak_bytes + infos[index].apart_bytes,
-            reserved_bytes: reserved[index].bytes,
-            reserved_peak_bytes: reserved[index].peak_bytes,
+            label: budgets[index].label,
+            budget_bytes: budgets[index].bytes(),
+            budget_bytes_max: budgets[index].bytes_max(),
+            peak_bytes: brain.peak_bytes + budgets[index].apart_bytes,
+            reserved_bytes: budgets[index].reserved_bytes,
+            reserved_peak_bytes: budgets[index].reserved_peak_bytes,
             hits: shared.tiers[index].hits.load(Ordering::Relaxed),
             misses: shared.tiers[index].misses.load(Ordering::Relaxed),
             blocks: brain,

@@ -1,30 +1,31 @@
 //! Rows of tables: deduplicated, batched reads and a small cache. The brain keeps no state per row.
 
 use crate::error::Error;
-use lru::LruCache;
+use crate::rows::RowCache;
 use overspill_core::{Catalog, TableId, TensorId};
 use overspill_nvme::{FileSet, GatherError, Gatherer, IoChoice, StorageOptions};
 use parking_lot::Mutex;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// The cache of one table: rows of one size, so a count bounds its bytes.
-struct Cached {
-    rows: LruCache<u64, Box<[u8]>>,
-}
 
 /// See the module.
 pub(crate) struct Gather {
     gatherer: Gatherer,
     catalog: Arc<Catalog>,
-    caches: Vec<Option<Mutex<Cached>>>,
+    caches: Vec<Option<Mutex<RowCache>>>,
+    spare: Mutex<Vec<Scratch>>,
     read_bytes: AtomicU64,
     reads: AtomicU64,
 }
 
-/// What a cached row costs besides its bytes.
-const ROW_OVERHEAD_BYTES: u64 = 96;
+/// What one call needs, kept between calls so that nothing is allocated once it is warm.
+#[derive(Default)]
+struct Scratch {
+    /// Places in the destination whose rows are not cached, and these rows.
+    missing: Vec<usize>,
+    wanted: Vec<u64>,
+    read: Vec<u8>,
+}
 
 impl Gather {
     pub(crate) fn new(
@@ -37,14 +38,12 @@ impl Gather {
         let gatherer = Gatherer::new(files, io, options).map_err(|e| crate::builder::storage_error(&e))?;
         let tables = catalog.tables();
         let share = cache_bytes / tables.len().max(1) as u64;
-        let caches = tables.iter().map(|table| {
-            let rows = (share / (table.row_bytes + ROW_OVERHEAD_BYTES)).min(table.rows) as usize;
-            NonZeroUsize::new(rows).map(|rows| Mutex::new(Cached { rows: LruCache::new(rows) }))
-        });
+        let caches = tables.iter().map(|table| RowCache::within(share, table.row_bytes, table.rows).map(Mutex::new));
         Ok(Self {
             gatherer,
             catalog: Arc::clone(catalog),
             caches: caches.collect(),
+            spare: Mutex::default(),
             read_bytes: AtomicU64::new(0),
             reads: AtomicU64::new(0),
         })
@@ -52,43 +51,64 @@ impl Gather {
 
     /// Copies rows in the order in which they are named.
     pub(crate) fn rows(&self, table: TableId, rows: &[u64], destination: &mut [u8]) -> Result<(), Error> {
+        let mut scratch = self.spare.lock().pop().unwrap_or_default();
+        let result = self.rows_with(&mut scratch, table, rows, destination);
+        self.spare.lock().push(scratch);
+        result
+    }
+
+    fn rows_with(
+        &self,
+        scratch: &mut Scratch,
+        table: TableId,
+        rows: &[u64],
+        destination: &mut [u8],
+    ) -> Result<(), Error> {
         let info = self.catalog.tables()[table.index()];
         let tensor = self.catalog.tensor(info.tensor);
         let row_bytes = info.row_bytes as usize;
-        let missing = self.copy_cached(table, rows, row_bytes, destination);
+        let Scratch { missing, wanted, read } = scratch;
+        self.copy_cached(table, rows, row_bytes, destination, missing);
         if missing.is_empty() {
             return Ok(());
         }
-        let wanted: Vec<u64> = missing.iter().map(|&index| rows[index]).collect();
-        let mut read = vec![0u8; wanted.len() * row_bytes];
+        wanted.clear();
+        wanted.extend(missing.iter().map(|&index| rows[index]));
+        read.resize(wanted.len() * row_bytes, 0);
         self.gatherer
-            .read(tensor.file, &wanted, row_bytes, tensor.offset, &mut read)
+            .read(tensor.file, wanted, row_bytes, tensor.offset, read)
             .map_err(|e| self.error(info.tensor, e))?;
         self.count(wanted.len(), read.len());
-        for (bytes, &index) in read.chunks_exact(row_bytes).zip(&missing) {
+        for (bytes, &index) in read.chunks_exact(row_bytes).zip(&*missing) {
             destination[index * row_bytes..(index + 1) * row_bytes].copy_from_slice(bytes);
         }
         if let Some(Some(cache)) = self.caches.get(table.index()) {
             let mut cache = cache.lock();
-            for (bytes, &row) in read.chunks_exact(row_bytes).zip(&wanted) {
-                cache.rows.put(row, bytes.into());
+            for (bytes, &row) in read.chunks_exact(row_bytes).zip(&*wanted) {
+                cache.put(row, bytes);
             }
         }
         Ok(())
     }
 
-    /// Copies what is cached; returns the indices of the rest.
-    fn copy_cached(&self, table: TableId, rows: &[u64], row_bytes: usize, destination: &mut [u8]) -> Vec<usize> {
-        let Some(Some(cache)) = self.caches.get(table.index()) else { return (0..rows.len()).collect() };
+    /// Copies what is cached; `missing` becomes the places of the rest.
+    fn copy_cached(
+        &self,
+        table: TableId,
+        rows: &[u64],
+        row_bytes: usize,
+        destination: &mut [u8],
+        missing: &mut Vec<usize>,
+    ) {
+        missing.clear();
+        let Some(Some(cache)) = self.caches.get(table.index()) else { return missing.extend(0..rows.len()) };
         let mut cache = cache.lock();
-        let copy = |(index, destination): (usize, &mut [u8])| match cache.rows.get(&rows[index]) {
-            Some(bytes) => {
-                destination.copy_from_slice(bytes);
-                None
+        for (index, destination) in destination.chunks_exact_mut(row_bytes).enumerate() {
+            match cache.get(rows[index]) {
+                Some(bytes) => destination.copy_from_slice(bytes),
+                None => missing.push(index),
             }
-            None => Some(index),
-        };
-        destination.chunks_exact_mut(row_bytes).enumerate().filter_map(copy).collect()
+        }
     }
 
     /// Copies any bytes of a tensor straight from its file.

@@ -6,7 +6,7 @@ use overspill_core::catalog::ALIGN_BYTES;
 use overspill_core::seam::{Buffer, Completion, Read, ReadFault, Storage};
 use overspill_core::{BlockId, Catalog, FileId, TransferId};
 use overspill_host::{AlignedBuf, HostError, SlotBuf};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -44,6 +44,38 @@ struct Partial {
     part: usize,
 }
 
+/// Bounce buffers to be used again, so that a bundle that streams allocates nothing.
+#[derive(Default)]
+struct Bounces {
+    buffers: Vec<AlignedBuf>,
+    bytes: usize,
+}
+
+/// Bytes of bounce buffers kept.
+const BOUNCES_BYTES_MAX: usize = 2 << 20;
+
+impl Bounces {
+    /// A buffer of `len` bytes or more: the smallest that will do.
+    fn take(&mut self, len: usize) -> Result<AlignedBuf, HostError> {
+        let fitting = self.buffers.iter().enumerate().filter(|(_, buffer)| buffer.len() >= len);
+        match fitting.min_by_key(|(_, buffer)| buffer.len()).map(|(index, _)| index) {
+            Some(index) => {
+                let buffer = self.buffers.swap_remove(index);
+                self.bytes -= buffer.len();
+                Ok(buffer)
+            }
+            None => AlignedBuf::new(len),
+        }
+    }
+
+    fn give_back(&mut self, buffer: AlignedBuf) {
+        if self.bytes + buffer.len() <= BOUNCES_BYTES_MAX {
+            self.bytes += buffer.len();
+            self.buffers.push(buffer);
+        }
+    }
+}
+
 /// Why a block did not come.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
@@ -65,23 +97,34 @@ pub(crate) struct BlockReader {
     shared: Arc<Shared>,
     storage: Box<dyn Storage<IoBuf>>,
     batch: Vec<Read<IoBuf>>,
-    singles: BTreeMap<TransferId, BlockId>,
-    bundles: BTreeMap<TransferId, Bundle>,
-    partials: BTreeMap<u64, Partial>,
+    singles: HashMap<TransferId, BlockId>,
+    bundles: HashMap<TransferId, Bundle>,
+    partials: HashMap<u64, Partial>,
     next_partial: u64,
+    bounces: Bounces,
+    /// Those of one bundle while it is prepared; empty in between.
+    taken: Vec<AlignedBuf>,
 }
 
 impl BlockReader {
-    pub(crate) fn new(catalog: Arc<Catalog>, shared: Arc<Shared>, storage: Box<dyn Storage<IoBuf>>) -> Self {
+    /// With room for about so many reads in flight.
+    pub(crate) fn new(
+        catalog: Arc<Catalog>,
+        shared: Arc<Shared>,
+        storage: Box<dyn Storage<IoBuf>>,
+        in_flight: usize,
+    ) -> Self {
         Self {
             catalog,
             shared,
             storage,
-            batch: Vec::new(),
-            singles: BTreeMap::new(),
-            bundles: BTreeMap::new(),
-            partials: BTreeMap::new(),
+            batch: Vec::with_capacity(in_flight),
+            singles: HashMap::with_capacity(2 * in_flight),
+            bundles: HashMap::new(),
+            partials: HashMap::new(),
             next_partial: 0,
+            bounces: Bounces::default(),
+            taken: Vec::new(),
         }
     }
 
@@ -98,15 +141,24 @@ impl BlockReader {
         }
         let catalog = Arc::clone(&self.catalog);
         let parts = catalog.parts(block);
-        let buffers = parts.iter().map(|p| AlignedBuf::new(aligned_len(p.file_offset, p.bytes)));
-        let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
+        for part in parts {
+            match self.bounces.take(aligned_len(part.file_offset, part.bytes)) {
+                Ok(buffer) => self.taken.push(buffer),
+                Err(error) => {
+                    self.taken.drain(..).for_each(|buffer| self.bounces.give_back(buffer));
+                    return Err(error);
+                }
+            }
+        }
+        let mut taken = std::mem::take(&mut self.taken);
         self.bundles.insert(transfer, Bundle { slot, pending: parts.len(), failed: None });
-        for (index, (part, buffer)) in parts.iter().zip(buffers).enumerate() {
+        for (index, (part, buffer)) in parts.iter().zip(taken.drain(..)).enumerate() {
             self.next_partial += 1;
             let id = PARTIAL | self.next_partial;
             self.partials.insert(id, Partial { transfer, block, part: index });
             self.push(TransferId(id), part.file, part.file_offset, part.bytes, IoBuf::Bounce(buffer));
         }
+        self.taken = taken;
         Ok(())
     }
 
@@ -166,6 +218,9 @@ impl BlockReader {
                 self.count(bytes as u64, place.bytes);
             }
             Err(fault) => bundle.failed = Some(Failure { part, fault }),
+        }
+        if let IoBuf::Bounce(buffer) = buffer {
+            self.bounces.give_back(buffer);
         }
         let bundle = self.bundles.get_mut(&transfer)?;
         bundle.pending -= 1;

@@ -268,7 +268,7 @@ impl Pending {
         table.hits.fetch_add(resident, Ordering::Relaxed);
         table.misses.fetch_add(blocks.len() as u64 - resident, Ordering::Relaxed);
         let ticket = Ticket(shared.tickets.fetch_add(1, Ordering::Relaxed));
-        let waiter = Arc::new(Waiter::new(tier, blocks.to_vec()));
+        let waiter = shared.waiters.take(tier, blocks);
         if !shared.mailbox.post(Note::Demand { ticket, waiter: Arc::clone(&waiter) }, true) {
             return Err(Error::Closed);
         }
@@ -312,10 +312,12 @@ impl Pending {
         shared.stall_ns.fetch_add(ns, Ordering::Relaxed);
         let blocks = waiter.blocks.len();
         shared.tell(|| crate::Event::Stalled { at_ns: shared.now(), ns, blocks });
-        result.map(|()| {
+        let set = result.map(|()| {
             self.used.tell_begun(shared, blocks);
             LeaseSet::of_pinned(&self.holder, &waiter, self.used)
-        })
+        });
+        shared.waiters.give_back(waiter);
+        set
     }
 }
 

@@ -60,6 +60,7 @@ mod gpu;
 mod io;
 mod lease;
 pub mod metrics;
+mod rows;
 mod sequence;
 mod shared;
 mod stats;

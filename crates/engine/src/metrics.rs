@@ -112,6 +112,7 @@ mod tests {
         let tier = |&label: &&'static str| TierFigures {
             label,
             budget_bytes: 100,
+            budget_bytes_max: 100,
             peak_bytes: 90,
             reserved_bytes: 3,
             reserved_peak_bytes: 4,

@@ -1,7 +1,7 @@
 //! Sequences: a request's way through a schedule.
 
 use crate::error::Error;
-use crate::lease::{LeaseSet, Pending, Use};
+use crate::lease::{LeaseSet, Pending, Use, missing};
 use crate::shared::{Holder, Note};
 use overspill_core::{BlockId, Schedule, SequenceId, StepId};
 use overspill_nvme::FileSet;
@@ -54,7 +54,7 @@ impl Sequence {
     /// [`Error::NotFound`] for a step that the schedule has not got; [`Error::Changed`] at step 0.
     pub fn enter(&mut self, step: StepId) -> Result<(), Error> {
         if step.index() >= self.schedule.steps.len() {
-            return Err(crate::lease::missing("step", step.0));
+            return Err(missing("step", step.0));
         }
         if step.0 == 0
             && let Err(changed) = self.files.check_unchanged()
@@ -67,10 +67,19 @@ impl Sequence {
     }
 
     /// Says that a step will probably use these blocks, with what probability (0 to 1). Unlikely guesses are ignored,
-    /// and guesses that turn out not to pay are ignored for a while.
-    pub fn expect(&mut self, step: StepId, blocks: &[BlockId], probability: f32) {
+    /// and guesses that turn out not to pay are ignored for a while. Costs next to nothing if all are there.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a step that the schedule has not got, or a block that the engine has not got.
+    pub fn expect(&mut self, step: StepId, blocks: &[BlockId], probability: f32) -> Result<(), Error> {
+        let place = self.schedule.steps.get(step.index()).ok_or_else(|| missing("step", step.0))?;
+        let shared = &self.holder.shared;
+        let cells = shared.tiers.get(place.tier.index()).map_or(&[][..], |table| &table.cells);
+        if let Some(block) = blocks.iter().find(|b| b.index() >= cells.len()) {
+            return Err(missing("block", block.0));
+        }
         let probability_milli = (probability.clamp(0.0, 1.0) * 1000.0) as u16;
-        let (shared, sequence, count) = (&self.holder.shared, self.id, blocks.len());
+        let (sequence, count) = (self.id, blocks.len());
         shared.tell(|| crate::Event::Expected {
             at_ns: shared.now(),
             sequence,
@@ -78,8 +87,15 @@ impl Sequence {
             blocks: count,
             probability_milli,
         });
-        let note = Note::Expected { sequence: self.id, step, blocks: blocks.to_vec(), probability_milli };
-        self.holder.shared.mailbox.post(note, true);
+        let absent = |block: &&BlockId| !cells[block.index()].word.is_resident();
+        if !blocks.iter().any(|block| absent(&block)) {
+            return Ok(());
+        }
+        let mut wanted = shared.spare_blocks.lock().pop().unwrap_or_default();
+        wanted.extend(blocks.iter().filter(absent));
+        let note = Note::Expected { sequence, step, blocks: wanted, probability_milli };
+        shared.mailbox.post(note, true);
+        Ok(())
     }
 
     /// Its schedule.

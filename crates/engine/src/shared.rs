@@ -3,7 +3,7 @@
 
 use crate::error::Error;
 use crate::events::Event;
-use crate::wait::Waiter;
+use crate::wait::{Waiter, Waiters};
 use crate::word::Word;
 use overspill_core::{BlockId, Brain, Catalog, SequenceId, StepId, Ticket, TierId};
 use overspill_host::SlotView;
@@ -82,7 +82,6 @@ pub(crate) enum Note {
     Close,
 }
 
-#[derive(Default)]
 struct Mail {
     notes: Vec<Note>,
     closed: bool,
@@ -97,11 +96,12 @@ pub(crate) struct Mailbox {
 }
 
 /// Steps told while nobody listens are delivered when there are so many.
-const LAZY_NOTES_MAX: usize = 4096;
+pub(crate) const LAZY_NOTES_MAX: usize = 4096;
 
 impl Mailbox {
     fn new() -> Self {
-        Self { mail: Mutex::default(), arrived: Condvar::new(), follow: AtomicBool::new(true) }
+        let mail = Mail { notes: Vec::with_capacity(LAZY_NOTES_MAX), closed: false };
+        Self { mail: Mutex::new(mail), arrived: Condvar::new(), follow: AtomicBool::new(true) }
     }
 
     /// Puts a note in. False if the driver is gone.
@@ -205,6 +205,9 @@ pub(crate) struct Shared {
     pub(crate) watched: AtomicBool,
     /// Emptied vectors of leases, to be used again.
     pub(crate) spare: Mutex<Vec<Vec<crate::Lease>>>,
+    /// Emptied vectors of blocks, likewise.
+    pub(crate) spare_blocks: Mutex<Vec<Vec<BlockId>>>,
+    pub(crate) waiters: Waiters,
     /// Turns the GPU's completion into the end of leases.
     #[cfg(feature = "gpu")]
     pub(crate) completion: std::sync::OnceLock<overspill_gpu::Completion>,
@@ -246,6 +249,8 @@ impl Shared {
             subscribers: Mutex::default(),
             watched: AtomicBool::new(false),
             spare: Mutex::default(),
+            spare_blocks: Mutex::default(),
+            waiters: Waiters::default(),
             #[cfg(feature = "gpu")]
             completion: std::sync::OnceLock::new(),
         }

@@ -8,8 +8,10 @@ use overspill_core::{Decision, TierStats};
 pub struct TierFigures {
     /// Its name: `gpu0`, `host`.
     pub label: &'static str,
-    /// What its budget setting allows.
+    /// What its budget setting allows; reservations that come on top of a share of the model included.
     pub budget_bytes: u64,
+    /// What that can become at most when more is reserved.
+    pub budget_bytes_max: u64,
     /// The most that blocks, what is in flight and the row cache have taken.
     pub peak_bytes: u64,
     /// Bytes set aside by reservations (KV cache, scratch).

@@ -3,8 +3,55 @@
 use crate::error::Error;
 use overspill_core::{BlockId, TierId};
 use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
+
+/// Waiters to be used again, so that a demand allocates nothing once as many have been made as wait at a time.
+#[derive(Debug)]
+pub(crate) struct Waiters(Mutex<VecDeque<Arc<Waiter>>>);
+
+/// Waiters kept at a time.
+const SPARE_MAX: usize = 256;
+/// Waiters made at the start: one for the demand at hand, and some of which the driver may not have let go yet.
+const SPARE_MIN: usize = 4;
+
+impl Default for Waiters {
+    fn default() -> Self {
+        let mut all = VecDeque::with_capacity(SPARE_MAX);
+        all.extend((0..SPARE_MIN).map(|_| Arc::new(Waiter::new())));
+        Self(Mutex::new(all))
+    }
+}
+
+impl Waiters {
+    /// A waiter for these blocks.
+    pub(crate) fn take(&self, tier: TierId, blocks: &[BlockId]) -> Arc<Waiter> {
+        let mut all = self.0.lock();
+        // Those given back first come first: the driver has let go of them.
+        for _ in 0..all.len() {
+            let Some(mut waiter) = all.pop_front() else { break };
+            if let Some(free) = Arc::get_mut(&mut waiter) {
+                free.reset(tier, blocks);
+                return waiter;
+            }
+            all.push_back(waiter);
+        }
+        drop(all);
+        let mut waiter = Waiter::new();
+        waiter.reset(tier, blocks);
+        Arc::new(waiter)
+    }
+
+    /// Takes back a waiter whose demand has ended.
+    pub(crate) fn give_back(&self, waiter: Arc<Waiter>) {
+        let mut all = self.0.lock();
+        if all.len() < SPARE_MAX {
+            all.push_back(waiter);
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 enum State {
@@ -33,8 +80,16 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    pub(crate) fn new(tier: TierId, blocks: Vec<BlockId>) -> Self {
-        Self { tier, blocks, inner: Mutex::default(), changed: Condvar::new() }
+    fn new() -> Self {
+        Self { tier: TierId(0), blocks: Vec::new(), inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Begins anew, for another demand.
+    fn reset(&mut self, tier: TierId, blocks: &[BlockId]) {
+        self.tier = tier;
+        self.blocks.clear();
+        self.blocks.extend_from_slice(blocks);
+        *self.inner.get_mut() = Inner::default();
     }
 
     /// Driver: pins and grants, unless the waiter has gone.

@@ -314,6 +314,53 @@ fn a_lowered_budget_is_obeyed_and_a_raised_one_used() {
     assert_eq!(engine.stats().unwrap().tiers[0].blocks.loads, loads, "all is resident again");
 }
 
+/// A budget could be lowered below the largest step: the failure came at the first demand.
+#[test]
+fn a_budget_in_which_no_step_would_fit_is_refused_and_changes_nothing() {
+    let (fixture, engine, matrices, smalls) = small_engine(Engine::builder(), 50.0);
+    let id = engine.register(schedule(&engine, &matrices, &smalls)).unwrap();
+    let host = engine.host_tier();
+    let before = engine.stats().unwrap();
+    let mut smallest = 4096;
+    loop {
+        match engine.set_budget(host, smallest) {
+            Ok(()) => break,
+            Err(Error::TooSmall { setting, budget_bytes, bytes_min }) => {
+                assert_eq!((setting.as_str(), budget_bytes, smallest), ("--ram", smallest, 4096));
+                let now = engine.stats().unwrap();
+                assert_eq!(now.tiers[0].budget_bytes, before.tiers[0].budget_bytes);
+                assert_eq!(now.tiers[0].blocks, before.tiers[0].blocks);
+                smallest = bytes_min;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(smallest < before.tiers[0].budget_bytes, "{smallest}");
+    let mut sequence = engine.sequence(id, "test").unwrap();
+    let standing = engine.acquire_set(&sequence.schedule().standing.clone()).unwrap();
+    check_pass(&engine, &fixture, &mut sequence).unwrap();
+    drop(standing);
+    engine.set_budget(host, before.tiers[0].budget_bytes).unwrap();
+    let refused = engine.set_budget(host, smallest - 1).unwrap_err();
+    assert!(matches!(refused, Error::TooSmall { bytes_min, .. } if bytes_min == smallest), "{refused}");
+}
+
+#[test]
+fn what_is_reserved_in_host_memory_is_bounded_apart() {
+    let (_fixture, engine, ..) = small_engine(Engine::builder().kv_bytes(10_000), 50.0);
+    let host = engine.host_tier();
+    let before = engine.stats().unwrap().tiers[0].clone();
+    let kept = engine.reserve(host, 6000, "cache").unwrap();
+    let refused = engine.reserve(host, 5000, "cache").unwrap_err();
+    assert!(matches!(refused, Error::TooSmall { bytes_min: 11_000, .. }), "{refused}");
+    let now = engine.stats().unwrap().tiers[0].clone();
+    assert_eq!((now.budget_bytes, now.blocks.budget_bytes), (before.budget_bytes, before.blocks.budget_bytes));
+    assert_eq!((now.reserved_bytes, now.reserved_peak_bytes), (6000, 6000));
+    drop(kept);
+    assert_eq!(engine.stats().unwrap().tiers[0].reserved_bytes, 0);
+    drop(engine.reserve(host, 10_000, "cache").unwrap());
+}
+
 /// Invariant 9 and 4: a file that shrinks fails the demands for what is gone, and nothing else.
 #[test]
 fn a_truncated_file_is_an_error_and_not_a_crash() {

@@ -19,7 +19,7 @@ const INPUTS_MAX: usize = 3;
 const TASK_ELEMENTS: usize = 8192;
 
 std::thread_local! {
-    /// Scores of one token's attention; grows with the context, once a thread.
+    /// Scores of one token's attention; as long as the longest context, once a thread.
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -294,7 +294,11 @@ impl Backend for CpuBackend {
             let first = window.map_or(0, |window| end.saturating_sub(window));
             let kv = KeyValues { keys, values, stride: kv_heads * head_dim, offset: head * head_dim, capacity };
             let q = &row(queries, q, token, heads * head_dim)[head * group..(head + 1) * group];
-            SCORES.with_borrow_mut(|scores| ops::attend(q, head_dim, &kv, first..end, scale, scores, out));
+            SCORES.with_borrow_mut(|scores| {
+                // Once for the whole context, and not whenever it has doubled.
+                scores.reserve(window.map_or(capacity, |window| window.min(capacity)).saturating_sub(scores.len()));
+                ops::attend(q, head_dim, &kv, first..end, scale, scores, out);
+            });
         });
         self.put(out.buf, data);
         Ok(())

@@ -170,7 +170,7 @@ impl Runtime {
         }
         let tiers = self.engine().stats()?.tiers;
         let tier = tiers.get(self.engine().compute_tier().index());
-        let share = tier.map_or(u64::MAX, |tier| tier.budget_bytes / SCRATCH_SHARE);
+        let share = tier.map_or(u64::MAX, |tier| tier.budget_bytes_max / SCRATCH_SHARE);
         Ok(self.options.scratch_bytes.min(share))
     }
 }

@@ -210,6 +210,15 @@ pub fn halves(mlp: &Mlp) -> Vec<Matrix> {
     }
 }
 
+/// One of [`halves`]; the last for an index beyond.
+#[must_use]
+pub(crate) fn half(mlp: &Mlp, index: usize) -> Matrix {
+    match mlp.gate_up {
+        GateUp::Separate { gate, up } => [gate.matrix, up.matrix][index.min(1)],
+        GateUp::Fused(matrix) => matrix,
+    }
+}
+
 /// The norms and biases of a model.
 pub(crate) fn vectors(spec: &ModelSpec) -> Vec<VectorSpec> {
     let mut all = vec![spec.final_norm];

@@ -4,7 +4,7 @@
 //! may free anything until it has. So no two demands can each hold what the other needs.
 
 use super::{Brain, NO_SLOT, State};
-use crate::config::Evict;
+use crate::config::{Evict, TooSmall};
 use crate::evict::{self, Limit};
 use crate::ids::{BlockId, Nanos, SlotId, Ticket, TierId};
 use crate::protocol::{Command, Refusal};
@@ -268,17 +268,11 @@ impl Brain {
     }
 
     pub(crate) fn budget_changed(&mut self, tier: TierId, bytes: u64) {
-        let t = &mut self.tiers[tier.index()];
-        if bytes == t.budget_bytes {
+        if bytes == self.tiers[tier.index()].budget_bytes {
             return;
         }
-        let per_slab = t.slots.per_slab() as u64;
-        let mut slots = bytes / self.slot_bytes;
-        // Memory is given back by whole slabs, so a lowered budget counts only whole ones.
-        if bytes < t.budget_bytes {
-            slots = slots / per_slab * per_slab;
-        }
-        let slots = slots.min(super::slots_useful(&self.blocks, per_slab as u32)) as usize;
+        let slots = self.slots_within(tier, bytes);
+        let t = &mut self.tiers[tier.index()];
         t.budget_bytes = bytes;
         t.slots.set_limit(slots);
         let empty: Vec<usize> = t.slots.empty_slabs_above_limit().collect();
@@ -298,6 +292,37 @@ impl Brain {
                 index += 1;
             }
         }
+    }
+
+    /// Slots of a tier whose budget becomes `bytes`.
+    fn slots_within(&self, tier: TierId, bytes: u64) -> usize {
+        let t = &self.tiers[tier.index()];
+        let per_slab = t.slots.per_slab() as u64;
+        let mut slots = bytes / self.slot_bytes;
+        // Memory is given back by whole slabs, so a lowered budget counts only whole ones.
+        if bytes < t.budget_bytes {
+            slots = slots / per_slab * per_slab;
+        }
+        slots.min(super::slots_useful(&self.blocks, per_slab as u32)) as usize
+    }
+
+    /// Changes a tier's budget, unless a registered schedule could not run any more. More is never refused.
+    ///
+    /// # Errors
+    /// With the smallest budget that does; then nothing has changed.
+    pub fn set_budget(&mut self, tier: TierId, bytes: u64) -> Result<(), TooSmall> {
+        let largest = self.blocks.iter().map(|b| b.slots as usize).max().unwrap_or(1);
+        let needed = self.schedules.iter().flatten().map(|s| self.slots_needed(s, tier)).fold(largest, usize::max);
+        let t = &self.tiers[tier.index()];
+        let slots = self.slots_within(tier, bytes);
+        if slots < needed && bytes < t.budget_bytes {
+            let whole_slabs = self.slots_bytes(needed.next_multiple_of(t.slots.per_slab()));
+            let bytes_min = whole_slabs.min(t.budget_bytes.max(self.slots_bytes(needed)));
+            return Err(TooSmall { tier: t.label.clone(), budget_bytes: bytes, bytes_min });
+        }
+        self.budget_changed(tier, bytes);
+        self.pump();
+        Ok(())
     }
 
     /// Empties the slots above a lowered limit, one at a time.

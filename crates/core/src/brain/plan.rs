@@ -119,10 +119,15 @@ impl Brain {
         needs
     }
 
+    /// The fewest slots of a tier with which a schedule can run.
+    pub(crate) fn slots_needed(&self, registered: &Registered, tier: TierId) -> usize {
+        let needs = self.needs(registered, tier);
+        needs.standing + needs.step
+    }
+
     pub(crate) fn check_fits(&self, registered: &Registered) -> Result<(), TooSmall> {
         for (index, tier) in self.tiers.iter().enumerate() {
-            let needs = self.needs(registered, TierId(index as u32));
-            let slots = needs.standing + needs.step;
+            let slots = self.slots_needed(registered, TierId(index as u32));
             if slots > tier.slots.limit() {
                 let bytes_min = self.slots_bytes(slots);
                 return Err(TooSmall { tier: tier.label.clone(), budget_bytes: tier.budget_bytes, bytes_min });

@@ -10,18 +10,63 @@ use crate::InferError;
 use crate::arch::Experts;
 use crate::backend::{Leases, Route, RowRun, View, Weights};
 use crate::kernels::ops::softmax;
-use crate::plan::{ExpertPieces, Group, halves};
+use crate::plan::{ExpertPieces, Group, half};
 use overspill::{BlockId, Piece, StepId};
 
 /// Some rows of one expert's matrix.
-#[derive(Clone, Copy)]
-struct ExpertRun<'a> {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertRun {
     expert: usize,
     /// 0 and 1 of the first half, or 0 of the second.
     matrix: usize,
-    pieces: &'a [Piece],
+    /// The pieces, by their places among the matrix's: the first, and the one after the last.
+    begin: usize,
+    end: usize,
     /// Whether it ends the half.
     last: bool,
+}
+
+/// What each half reads, in the order of the experts, and a set of it; kept between tokens.
+#[derive(Debug, Default)]
+pub(super) struct Halves {
+    first: Vec<ExpertRun>,
+    second: Vec<ExpertRun>,
+    set: Vec<ExpertRun>,
+}
+
+impl ExpertRun {
+    fn pieces<'a>(&self, half: &Half<'a>) -> &'a [Piece] {
+        let expert = &half.pieces[self.expert];
+        let matrix = if half.is_first { &expert.gate_up[self.matrix] } else { &expert.down };
+        &matrix[self.begin..self.end]
+    }
+}
+
+/// A half of an expert step: gates and ups, or downs.
+#[derive(Clone, Copy)]
+struct Half<'a> {
+    experts: &'a Experts,
+    step: StepId,
+    /// By expert.
+    pieces: &'a [ExpertPieces],
+    is_first: bool,
+}
+
+impl Halves {
+    /// Lists what the chosen experts read.
+    fn fill(&mut self, routing: &Routing, pieces: &[ExpertPieces]) {
+        self.first.clear();
+        self.second.clear();
+        let chosen = |expert: usize| routing.first[expert] < routing.first[expert + 1];
+        for (expert, pieces) in pieces.iter().enumerate().filter(|(expert, _)| chosen(*expert)) {
+            let matrices = pieces.gate_up.len();
+            for (matrix, pieces) in pieces.gate_up.iter().enumerate() {
+                let last = matrix + 1 == matrices;
+                self.first.push(ExpertRun { expert, matrix, begin: 0, end: pieces.len(), last });
+            }
+            self.second.push(ExpertRun { expert, matrix: 0, begin: 0, end: pieces.down.len(), last: true });
+        }
+    }
 }
 
 impl Pass<'_> {
@@ -41,82 +86,65 @@ impl Pass<'_> {
         self.backend.read(self.work.router, 0, &mut self.work.values)?;
         self.work.routing.choose(&mut self.work.values, count, experts);
 
-        let chosen = |routing: &Routing, e: usize| routing.first[e] < routing.first[e + 1];
-        let (mut first_half, mut second_half) = (Vec::new(), Vec::new());
-        for (expert, pieces) in pieces.iter().enumerate().filter(|(e, _)| chosen(&self.work.routing, *e)) {
-            let matrices = pieces.gate_up.len();
-            first_half.extend(pieces.gate_up.iter().enumerate().map(|(matrix, pieces)| ExpertRun {
-                expert,
-                matrix,
-                pieces,
-                last: matrix + 1 == matrices,
-            }));
-            second_half.push(ExpertRun { expert, matrix: 0, pieces: &pieces.down, last: true });
-        }
-        let all = first_half.iter().chain(&second_half);
+        let mut halves = std::mem::take(&mut self.work.halves);
+        halves.fill(&self.work.routing, pieces);
+        let first = Half { experts, step, pieces, is_first: true };
+        let second = Half { is_first: false, ..first };
         self.work.blocks.clear();
-        self.work.blocks.extend(all.flat_map(|run| run.pieces.iter().map(|piece| piece.block)));
-        self.sequence.expect(step, &self.work.blocks, 1.0);
-        self.half(experts, step, &first_half, true)?;
-        self.half(experts, step, &second_half, false)?;
+        for (half, runs) in [(&first, &halves.first), (&second, &halves.second)] {
+            self.work.blocks.extend(runs.iter().flat_map(|run| run.pieces(half).iter().map(|piece| piece.block)));
+        }
+        self.sequence.expect(step, &self.work.blocks, 1.0)?;
+        self.half(&first, &halves.first, &mut halves.set)?;
+        self.half(&second, &halves.second, &mut halves.set)?;
+        self.work.halves = halves;
         let parts = View::rows(self.work.parts, hidden);
         let x = View::rows(self.work.x, hidden);
         self.backend.combine(parts, &self.work.routing.routes, tokens, hidden, x)
     }
 
     /// All chosen experts' gates and ups, or downs, in sets of as many blocks as may be leased at once.
-    fn half(
-        &mut self,
-        experts: &Experts,
-        step: StepId,
-        runs: &[ExpertRun<'_>],
-        first_half: bool,
-    ) -> Result<(), InferError> {
+    fn half(&mut self, half: &Half<'_>, runs: &[ExpertRun], set: &mut Vec<ExpertRun>) -> Result<(), InferError> {
         let room = self.model.plan().choice_max;
-        let mut set: Vec<ExpertRun<'_>> = Vec::new();
         let mut used = 0;
+        set.clear();
         for run in runs {
             let mut rest = *run;
-            while rest.pieces.len() > room - used {
-                let (now, later) = rest.pieces.split_at(room - used);
-                if !now.is_empty() {
-                    set.push(ExpertRun { pieces: now, last: false, ..rest });
+            while rest.end - rest.begin > room - used {
+                let cut = rest.begin + room - used;
+                if cut > rest.begin {
+                    set.push(ExpertRun { end: cut, last: false, ..rest });
                 }
-                self.compute(experts, step, &set, first_half)?;
+                self.compute(half, set)?;
                 set.clear();
                 used = 0;
-                rest.pieces = later;
+                rest.begin = cut;
             }
-            used += rest.pieces.len();
+            used += rest.end - rest.begin;
             set.push(rest);
         }
-        self.compute(experts, step, &set, first_half)
+        self.compute(half, set)
     }
 
     /// Leases what the runs read, and computes them.
-    fn compute(
-        &mut self,
-        experts: &Experts,
-        step: StepId,
-        runs: &[ExpertRun<'_>],
-        first_half: bool,
-    ) -> Result<(), InferError> {
+    fn compute(&mut self, half: &Half<'_>, runs: &[ExpertRun]) -> Result<(), InferError> {
         if runs.is_empty() {
             return Ok(());
         }
         self.check_cancelled()?;
         let blocks: &mut Vec<BlockId> = &mut self.work.blocks;
         blocks.clear();
-        blocks.extend(runs.iter().flat_map(|run| run.pieces.iter().map(|piece| piece.block)));
-        let set = self.sequence.acquire_chosen(step, blocks)?;
+        blocks.extend(runs.iter().flat_map(|run| run.pieces(half).iter().map(|piece| piece.block)));
+        let set = self.sequence.acquire_chosen(half.step, blocks)?;
         let mut first = 0;
         for run in runs {
             let leases = Leases::Set { set: &set, first };
-            first += run.pieces.len();
-            if first_half {
-                self.gate_up(experts, run, leases)?;
+            let pieces = run.pieces(half);
+            first += pieces.len();
+            if half.is_first {
+                self.gate_up(half.experts, run, pieces, leases)?;
             } else {
-                self.down(experts, run, leases)?;
+                self.down(half.experts, run, pieces, leases)?;
             }
         }
         self.backend.release(set)
@@ -128,16 +156,22 @@ impl Pass<'_> {
         (first[expert] as usize, (first[expert + 1] - first[expert]) as usize)
     }
 
-    fn gate_up(&mut self, experts: &Experts, run: &ExpertRun<'_>, leases: Leases<'_>) -> Result<(), InferError> {
+    fn gate_up(
+        &mut self,
+        experts: &Experts,
+        run: &ExpertRun,
+        pieces: &[Piece],
+        leases: Leases<'_>,
+    ) -> Result<(), InferError> {
         let mlp = &experts.experts[run.expert];
         let (hidden, width) = (self.model.spec().hidden, mlp.width);
         let (row, rows) = self.rows(run.expert);
-        let starts = run.matrix == 0 && run.pieces.first().is_some_and(|piece| piece.row == 0);
+        let starts = run.matrix == 0 && pieces.first().is_some_and(|piece| piece.row == 0);
         let x = self.expert_input(row, rows, hidden, starts)?;
         let gate = View::rows(self.work.gate_up, 2 * width);
         let up = View { offset: width, ..gate };
-        let matrix = &halves(mlp)[run.matrix];
-        let weights = Weights { dtype: matrix.dtype, cols: matrix.cols, pieces: run.pieces, leases };
+        let matrix = half(mlp, run.matrix);
+        let weights = Weights { dtype: matrix.dtype, cols: matrix.cols, pieces, leases };
         self.backend.matmul(&weights, x, rows, if run.matrix == 0 { gate } else { up })?;
         if run.last {
             let gated = View { buf: self.work.gated, offset: row * width, stride: width };
@@ -168,14 +202,20 @@ impl Pass<'_> {
         Ok(gathered)
     }
 
-    fn down(&mut self, experts: &Experts, run: &ExpertRun<'_>, leases: Leases<'_>) -> Result<(), InferError> {
+    fn down(
+        &mut self,
+        experts: &Experts,
+        run: &ExpertRun,
+        pieces: &[Piece],
+        leases: Leases<'_>,
+    ) -> Result<(), InferError> {
         let mlp = &experts.experts[run.expert];
         let (hidden, width) = (self.model.spec().hidden, mlp.width);
         let (row, rows) = self.rows(run.expert);
         let gated = View { buf: self.work.gated, offset: row * width, stride: width };
         let part = View { buf: self.work.parts, offset: row * hidden, stride: hidden };
         let matrix = &mlp.down.matrix;
-        let weights = Weights { dtype: matrix.dtype, cols: matrix.cols, pieces: run.pieces, leases };
+        let weights = Weights { dtype: matrix.dtype, cols: matrix.cols, pieces, leases };
         self.backend.matmul(&weights, gated, rows, part)
     }
 }

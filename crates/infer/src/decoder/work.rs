@@ -2,6 +2,7 @@
 //!
 //! What is not here: the cache of keys and values.
 
+use super::experts::Halves;
 use crate::InferError;
 use crate::arch::{Ffn, Mixer, ModelSpec};
 use crate::backend::{Backend, Buf, Route, RowRun};
@@ -95,13 +96,14 @@ pub(super) struct Work {
     pub(super) router: Buf,
     pub(super) angles: Buf,
     /// Logits, and for how many rows.
-    logits: Option<(Buf, usize)>,
+    logits: (Buf, usize),
 
     pub(super) frequencies: Vec<f32>,
     pub(super) values: Vec<f32>,
     pub(super) bytes: Vec<u8>,
     pub(super) rows: Vec<u64>,
     pub(super) routing: Routing,
+    pub(super) halves: Halves,
     pub(super) runs: Vec<RowRun>,
     pub(super) blocks: Vec<BlockId>,
 }
@@ -139,26 +141,27 @@ impl Work {
             gathered: buffer("an expert's tokens", w.gathered)?,
             router: buffer("router", w.router)?,
             angles: buffer("angles", w.angles)?,
-            logits: None,
+            logits: (backend.alloc("logits", spec.vocab)?, 1),
             frequencies: Vec::new(),
             values: Vec::new(),
             bytes: Vec::new(),
             rows: Vec::new(),
             routing: Routing::default(),
+            halves: Halves::default(),
             runs: Vec::new(),
             blocks: Vec::new(),
         })
     }
 
-    /// A buffer for `rows` rows of logits. One row is what sessions need; more are made room for when first asked for.
+    /// A buffer for `rows` rows of logits. There is one for a row, which is what sessions need, from the start; more are
+    /// made room for when first asked for.
     pub(super) fn logits(&mut self, backend: &mut dyn Backend, vocab: usize, rows: usize) -> Result<Buf, InferError> {
-        match self.logits {
-            Some((buf, there)) if there >= rows => Ok(buf),
-            _ => {
-                let buf = backend.alloc("logits", vocab.saturating_mul(rows))?;
-                self.logits = Some((buf, rows));
-                Ok(buf)
-            }
+        let (buf, there) = self.logits;
+        if there >= rows {
+            return Ok(buf);
         }
+        let buf = backend.alloc("logits", vocab.saturating_mul(rows))?;
+        self.logits = (buf, rows);
+        Ok(buf)
     }
 }
