@@ -35,6 +35,7 @@ mod open;
 mod pread;
 pub mod probe;
 mod progress;
+pub mod remember;
 mod sys;
 #[cfg(target_os = "linux")]
 mod uring;
