@@ -8,6 +8,7 @@ use crate::gather::Gather;
 use crate::io::{BlockReader, IoBuf};
 use crate::shared::{Note, Shared};
 use overspill_core::{BlockSize, Brain, Catalog, Config, Evict, Prefetch, TierConfig, TierId};
+use overspill_host::limits::{MemoryLimits, memory_limits};
 use overspill_host::{SlabOptions, SlabPool};
 use overspill_nvme::{FileSet, IoChoice, NvmeError, StorageOptions, open_storage};
 use parking_lot::Mutex;
@@ -21,6 +22,7 @@ use std::time::Duration;
 pub struct EngineBuilder {
     ram: Budget,
     kv_bytes: Option<u64>,
+    beside_bytes: u64,
     evict: Evict,
     prefetch: Prefetch,
     io: IoChoice,
@@ -39,6 +41,7 @@ impl Default for EngineBuilder {
         Self {
             ram: Budget::Auto,
             kv_bytes: None,
+            beside_bytes: 0,
             evict: Evict::Auto,
             prefetch: Prefetch::Auto,
             io: IoChoice::Auto,
@@ -54,8 +57,16 @@ impl Default for EngineBuilder {
     }
 }
 
-/// Host memory that `Budget::Auto` leaves to the process besides weights and the KV cache.
-const AUTO_RESERVE_BYTES: u64 = 128 << 20;
+/// Host memory that [`Budget::Auto`] leaves to the process besides weights and what it was told of: code, stacks, page
+/// tables, the reader's rings. Within a control group nobody else has to live off it.
+const GROUP_RESERVE_BYTES: u64 = 24 << 20;
+const GROUP_RESERVE_SHARE: u64 = 128;
+/// The same where the whole machine is free: others need memory too, and a page cache.
+const MACHINE_RESERVE_BYTES: u64 = 256 << 20;
+const MACHINE_RESERVE_SHARE: u64 = 16;
+/// Drivers of a GPU keep tables and copies in host memory.
+#[cfg(feature = "gpu")]
+const GPU_RESERVE_BYTES: u64 = 128 << 20;
 /// Largest slab; smaller budgets have smaller slabs, so that they can shrink by a sixteenth.
 const SLAB_BYTES_MAX: u64 = 64 << 20;
 const SLABS_MIN: u64 = 16;
@@ -76,6 +87,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn kv_bytes(mut self, bytes: u64) -> Self {
         self.kv_bytes = Some(bytes);
+        self
+    }
+
+    /// Host memory that the program will take beside weights (activations, a KV cache whose size is known):
+    /// [`Budget::Auto`] leaves so much more free. Default: none.
+    #[must_use]
+    pub fn beside_bytes(mut self, bytes: u64) -> Self {
+        self.beside_bytes = bytes;
         self
     }
 
@@ -255,11 +274,9 @@ impl EngineBuilder {
             let budget = TierBudget::new("gpu0", "--vram", given_bytes, 0, reserving);
             tiers.push(TierPlan { budget, slots_per_slab });
         }
-        let limits = overspill_host::limits::memory_limits();
-        let free = limits
-            .available_bytes()
-            .unwrap_or(u64::MAX)
-            .saturating_sub(AUTO_RESERVE_BYTES + self.kv_bytes.unwrap_or(0));
+        let limits = memory_limits();
+        let beside = self.beside_bytes.saturating_add(self.kv_bytes.unwrap_or(0)).saturating_add(self.reserve(&limits));
+        let free = limits.available_bytes().unwrap_or(u64::MAX).saturating_sub(beside);
         let budget_bytes = match self.ram {
             Budget::Auto => free.min(useful),
             given => given.resolve("--ram", weights, free)?,
@@ -269,6 +286,20 @@ impl EngineBuilder {
         let budget = TierBudget::new("host", "--ram", budget_bytes, apart_bytes, Reserving::Apart);
         tiers.push(TierPlan { budget, slots_per_slab });
         Ok(tiers)
+    }
+
+    /// What [`Budget::Auto`] does not touch.
+    fn reserve(&self, limits: &MemoryLimits) -> u64 {
+        let available = limits.available_bytes().unwrap_or(0);
+        let in_group = limits.cgroup.as_ref().is_some_and(|group| group.available_bytes() <= available);
+        let bytes = if in_group {
+            GROUP_RESERVE_BYTES + available / GROUP_RESERVE_SHARE
+        } else {
+            MACHINE_RESERVE_BYTES + available / MACHINE_RESERVE_SHARE
+        };
+        #[cfg(feature = "gpu")]
+        let bytes = bytes + if self.gpu.is_some() { GPU_RESERVE_BYTES } else { 0 };
+        bytes
     }
 
     /// About the most reads that the brain lets be under way.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Pieces that one product takes at a time; a longer list is multiplied in parts.
 const PIECES_MAX: usize = 32;
 /// Prepared activations that are kept: of one input for weights of two kinds, and of the input before.
-const INPUTS_MAX: usize = 3;
+pub(crate) const INPUTS_MAX: usize = 3;
 /// Least elements of a task, so that dealing it out costs nothing beside it.
 const TASK_ELEMENTS: usize = 8192;
 

@@ -10,7 +10,7 @@ mod model;
 mod work;
 
 pub use model::Model;
-pub(crate) use work::bytes_per_token;
+pub(crate) use work::{bytes_per_token, host_bytes_per_token};
 
 use crate::InferError;
 use crate::arch::{Attention, Ffn, GateUp, Linear, Mixer, Mlp};
@@ -53,13 +53,14 @@ pub struct DecoderShape {
 
 /// A sequence's state, and what computes it.
 pub struct Decoder {
+    /// First, so that nothing is brought for a sequence whose buffers are being given back.
+    walk: Option<Walk>,
     model: Arc<Model>,
     backend: Box<dyn Backend>,
     label: String,
     shape: DecoderShape,
     kv: Vec<KvLayer>,
     work: Work,
-    walk: Option<Walk>,
     /// Tokens in the cache.
     position: usize,
     _kv_reservation: Option<Reservation>,

@@ -8,7 +8,7 @@ use crate::InferError;
 use crate::arch::ModelSpec;
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
-use crate::decoder::{Decoder, DecoderShape, Logits, Model, bytes_per_token};
+use crate::decoder::{Decoder, DecoderShape, Logits, Model, bytes_per_token, host_bytes_per_token};
 use crate::kernels::{Activations, Pool};
 use crate::kv;
 use crate::sampling::{Sampler, SamplingParams};
@@ -48,6 +48,38 @@ impl Default for RuntimeOptions {
             scratch_bytes: SCRATCH_BYTES_DEFAULT,
         }
     }
+}
+
+impl RuntimeOptions {
+    /// Host memory that a session of `context` tokens takes beside weights where the CPU computes: for its KV cache and
+    /// for activations. For whoever sets a budget before there is a runtime.
+    #[must_use]
+    pub fn host_need(&self, spec: &ModelSpec, context: usize) -> HostNeed {
+        let chunk = self.host_chunk(spec, context);
+        HostNeed {
+            kv_bytes: kv::bytes(spec, context, chunk),
+            scratch_bytes: host_bytes_per_token(spec).saturating_mul(chunk as u64),
+        }
+    }
+
+    fn host_chunk(&self, spec: &ModelSpec, context: usize) -> usize {
+        self.chunk_of(self.scratch_bytes, host_bytes_per_token(spec), context)
+    }
+
+    /// Tokens of a prompt that are computed together.
+    fn chunk_of(&self, scratch_bytes: u64, bytes_per_token: u64, context: usize) -> usize {
+        let fitting = usize::try_from(scratch_bytes / bytes_per_token.max(1)).unwrap_or(usize::MAX).max(1);
+        self.chunk.min(fitting).min(context)
+    }
+}
+
+/// Host memory of a session beside weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostNeed {
+    /// The KV cache, which `--kv` bounds.
+    pub kv_bytes: u64,
+    /// Activations of the longest chunk.
+    pub scratch_bytes: u64,
 }
 
 /// Makes the backend of a new session.
@@ -143,9 +175,12 @@ impl Runtime {
             let cause = format!("{context} positions, where the model was made for 1 to {}", spec.context);
             return Err(input("context (--ctx)", cause, "use a context in that range"));
         }
-        let fitting = self.scratch_bytes()? / bytes_per_token(spec).max(1);
-        let fitting = usize::try_from(fitting).unwrap_or(usize::MAX).max(1);
-        let shape = DecoderShape { context, chunk: self.options.chunk.min(fitting).min(context) };
+        let chunk = if self.on_host {
+            self.options.host_chunk(spec, context)
+        } else {
+            self.options.chunk_of(self.scratch_bytes()?, bytes_per_token(spec), context)
+        };
+        let shape = DecoderShape { context, chunk };
         let reservation = if self.on_host {
             let bytes = kv::bytes(spec, shape.context, shape.chunk);
             Some(self.engine().reserve(self.engine().host_tier(), bytes, "KV cache")?)
@@ -163,11 +198,8 @@ impl Runtime {
 const SCRATCH_SHARE: u64 = 8;
 
 impl Runtime {
-    /// Most bytes of a session's activations: where they count in a budget, they leave most of it to weights.
+    /// Most bytes of a session's activations where they count in a budget: they leave most of it to weights.
     fn scratch_bytes(&self) -> Result<u64, InferError> {
-        if self.on_host {
-            return Ok(self.options.scratch_bytes);
-        }
         let tiers = self.engine().stats()?.tiers;
         let tier = tiers.get(self.engine().compute_tier().index());
         let share = tier.map_or(u64::MAX, |tier| tier.budget_bytes_max / SCRATCH_SHARE);

@@ -6,6 +6,7 @@ use super::experts::Halves;
 use crate::InferError;
 use crate::arch::{Ffn, Mixer, ModelSpec};
 use crate::backend::{Backend, Buf, Route, RowRun};
+use crate::cpu::INPUTS_MAX;
 use overspill::BlockId;
 
 /// Elements of each buffer for one token, the widest layer's.
@@ -63,9 +64,17 @@ impl Widths {
     }
 }
 
-/// Bytes of activations of one token of a chunk.
+/// Bytes of activations of one token of a chunk, in the backend's memory.
 pub(crate) fn bytes_per_token(spec: &ModelSpec) -> u64 {
     (Widths::of(spec).sum() as u64).saturating_mul(size_of::<f32>() as u64)
+}
+
+/// The same where the CPU computes: with what its products prepare of activations, and embeddings on their way.
+pub(crate) fn host_bytes_per_token(spec: &ModelSpec) -> u64 {
+    let widths = Widths::of(spec);
+    let longest = widths.hidden.max(widths.q).max(widths.gated) as u64;
+    let beside = longest.saturating_mul(INPUTS_MAX as u64).saturating_add(2 * widths.hidden as u64);
+    bytes_per_token(spec).saturating_add(beside.saturating_mul(size_of::<f32>() as u64))
 }
 
 /// See the module. Shapes are for `t` tokens of a chunk.
