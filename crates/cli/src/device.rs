@@ -3,6 +3,7 @@
 use crate::args::{DeviceArg, EvictArg, IoArg, PlacementArgs, PrefetchArg};
 use crate::errors::{Kind, Outcome, stop};
 use crate::sizes::Size;
+use overspill::remember::Memory;
 use overspill::{Budget, Engine, EngineBuilder, Evict, IoChoice, Prefetch};
 
 /// What computes.
@@ -82,6 +83,7 @@ impl Device {
     pub fn builder(&self, args: &PlacementArgs, kv_bytes: Option<u64>) -> EngineBuilder {
         let mut builder = Engine::builder()
             .ram(budget(args.ram))
+            .disks(Memory::of_user())
             .evict(match args.evict {
                 EvictArg::Auto => Evict::Auto,
                 EvictArg::Lru => Evict::Lru,

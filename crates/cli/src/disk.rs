@@ -5,6 +5,7 @@ use crate::errors::{CliError, Kind, Outcome, stop};
 use crate::sizes::human_bytes;
 use crate::synth::free_disk_bytes;
 use overspill::probe::{self, Bandwidth, ProbeError, Shape};
+use overspill::remember::{self, Memory, Remembered};
 use overspill::{FileSet, IoChoice};
 use serde::Serialize;
 use std::fs;
@@ -134,8 +135,21 @@ pub fn report(target: Target, bench: bool) -> Outcome<DiskReport> {
     }
     check_interrupt()?;
     let best = probe::best_shape(&files, &extents, IoChoice::Auto, SHAPES_TIME);
+    if let Ok(found) = &best {
+        keep(&files, found);
+    }
     report.readers.push(ReaderReport::of(IoChoice::Auto.name(), best));
     Ok(report)
+}
+
+/// Keeps a finding for later runs. Failing to costs them nothing but a narrower window.
+pub fn keep(files: &FileSet, found: &Bandwidth) {
+    let paths = (0..files.len()).map(|index| files.path(overspill::FileId(index as u32)));
+    let disks: std::collections::BTreeSet<_> = paths.filter_map(remember::disk_name).collect();
+    // Of several disks at once nothing is known about each.
+    if let (Some(memory), Some(disk), 1) = (Memory::of_user(), disks.first(), disks.len()) {
+        let _ = memory.keep(disk, Remembered::now(found.shape, found.bytes_per_s));
+    }
 }
 
 impl ReaderReport {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{MIXTURE, STORIES, Temp, overspill};
+use common::{MIXTURE, STORIES, Temp, command, finish, overspill};
 use serde_json::Value;
 
 #[test]
@@ -55,7 +55,9 @@ fn doctor_looks_and_measures() {
     assert_eq!(json["ram"], Value::Null);
 
     let temp = Temp::new();
-    let json = overspill(&["doctor", "--path", temp.path().to_str().unwrap(), "--json"]).ok().json();
+    let cache = Temp::new();
+    let mut doctor = command(&["doctor", "--path", temp.path().to_str().unwrap(), "--json"]);
+    let json = finish(doctor.env("XDG_CACHE_HOME", cache.path())).ok().json();
     assert!(json["ram"]["read_bytes_per_s"].as_f64().is_none_or(|rate| rate > 1e6), "{json}");
     let readers = json["disk"]["readers"].as_array().unwrap();
     if json["disk"]["error"].is_null() {
@@ -63,6 +65,10 @@ fn doctor_looks_and_measures() {
         assert!(pread["bytes_per_s"].as_f64().unwrap() > 1e5, "{json}");
         for reader in readers {
             assert_ne!(reader["bytes_per_s"].is_null(), reader["error"].is_null(), "a figure or a reason: {reader}");
+        }
+        if let Some(disk) = overspill::remember::disk_name(temp.path()) {
+            let memory = overspill::remember::Memory::at(cache.join("overspill/disks.tsv"));
+            assert!(memory.recall(&disk).is_some_and(|found| found.bytes_per_s > 1e5), "'{disk}' is remembered");
         }
     }
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0, "the temporary file is gone");

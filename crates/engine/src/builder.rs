@@ -29,7 +29,8 @@ pub struct EngineBuilder {
     storage: StorageOptions,
     slabs: SlabOptions,
     patience: Duration,
-    window_bytes: u64,
+    window_bytes: Option<u64>,
+    disks: Option<overspill_nvme::remember::Memory>,
     #[cfg(feature = "gpu")]
     gpu: Option<Arc<overspill_gpu::GpuContext>>,
     #[cfg(feature = "gpu")]
@@ -48,7 +49,8 @@ impl Default for EngineBuilder {
             storage: StorageOptions::default(),
             slabs: SlabOptions::default(),
             patience: Duration::from_secs(30),
-            window_bytes: Config::WINDOW_BYTES_DEFAULT,
+            window_bytes: None,
+            disks: None,
             #[cfg(feature = "gpu")]
             gpu: None,
             #[cfg(feature = "gpu")]
@@ -140,10 +142,18 @@ impl EngineBuilder {
         self
     }
 
-    /// Bytes that may be in flight on each wire, or brought and not yet used. Default: 16 MiB; at least a slot.
+    /// Bytes that may be in flight on each wire, or brought and not yet used; at least a slot. Default: 16 MiB, or twice
+    /// what keeps the disks busy if that is more and known ([`Self::disks`]).
     #[must_use]
     pub fn window_bytes(mut self, bytes: u64) -> Self {
-        self.window_bytes = bytes;
+        self.window_bytes = Some(bytes);
+        self
+    }
+
+    /// Where findings about disks are kept ([`crate::remember`]). Default: nowhere.
+    #[must_use]
+    pub fn disks(mut self, memory: Option<overspill_nvme::remember::Memory>) -> Self {
+        self.disks = memory;
         self
     }
 
@@ -182,13 +192,14 @@ impl EngineBuilder {
     }
 
     fn start(
-        self,
+        mut self,
         catalog: Catalog,
         model: Option<(overspill_formats::Metadata, overspill_formats::Format)>,
     ) -> Result<Engine, Error> {
         let catalog = Arc::new(catalog);
         let paths: Vec<_> = catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
         let files = Arc::new(FileSet::open(&paths).map_err(|e| storage_error(&e))?);
+        self.window_bytes = Some(self.window(&catalog, &files));
         let plan = self.plan(&catalog, &files)?;
         let settings: Vec<&'static str> = plan.iter().map(|t| t.budget.setting).collect();
         let shared = Arc::new(Shared::new(Arc::clone(&catalog), &settings, self.patience));
@@ -302,9 +313,21 @@ impl EngineBuilder {
         bytes
     }
 
+    /// Bytes in flight on a wire: twice what the disks need, so that the next is there while one is computed with.
+    fn window(&self, catalog: &Catalog, files: &FileSet) -> u64 {
+        let remembered = || {
+            let memory = self.disks.as_ref()?;
+            let paths = (0..files.len()).map(|index| files.path(overspill_core::FileId(index as u32)));
+            let disks = paths.filter_map(overspill_nvme::remember::disk_name);
+            disks.filter_map(|disk| memory.recall(&disk)).map(|found| 2 * found.in_flight_bytes()).max()
+        };
+        let default = || remembered().unwrap_or(0).max(Config::WINDOW_BYTES_DEFAULT);
+        self.window_bytes.unwrap_or_else(default).max(catalog.slot_bytes())
+    }
+
     /// About the most reads that the brain lets be under way.
     fn in_flight(&self, catalog: &Catalog, files: &FileSet) -> usize {
-        let by_window = self.window_bytes / catalog.slot_bytes().max(1) * u64::from(files.wires().max(1));
+        let by_window = self.window(catalog, files) / catalog.slot_bytes().max(1) * u64::from(files.wires().max(1));
         usize::try_from(by_window).unwrap_or(usize::MAX).min(catalog.blocks().len()).saturating_add(64)
     }
 
@@ -326,7 +349,7 @@ impl EngineBuilder {
             blocks: blocks.collect(),
             evict: self.evict,
             prefetch: self.prefetch,
-            window_bytes: self.window_bytes.max(catalog.slot_bytes()),
+            window_bytes: self.window(catalog, files),
         };
         Brain::new(config).map_err(|e| {
             // What is needed in every token stays in the tier that computes, beside the block that is worked on.

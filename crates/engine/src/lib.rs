@@ -86,6 +86,6 @@ pub use overspill_formats as formats;
 pub use overspill_gpu::{self as device, wgpu};
 pub use overspill_host::SlabOptions;
 pub use overspill_host::limits;
-pub use overspill_nvme::{DiskProbe, FileSet, IoChoice, Probe, StorageOptions, probe};
+pub use overspill_nvme::{DiskProbe, FileSet, IoChoice, Probe, StorageOptions, probe, remember};
 pub use sequence::Sequence;
 pub use stats::{BusStats, DiskStats, Stats, TierFigures};

@@ -51,6 +51,8 @@ impl Ran {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_overspill"));
     command.args(args).stdin(Stdio::null()).current_dir(root()).env("NODEVICE_SELECT", "1");
+    // What is remembered of this machine's disks is no business of tests.
+    command.env("XDG_CACHE_HOME", std::env::temp_dir().join(format!("overspill-cache-{}", std::process::id())));
     command
 }
 
