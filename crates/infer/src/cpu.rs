@@ -18,6 +18,9 @@ pub(crate) const INPUTS_MAX: usize = 3;
 /// Least elements of a task, so that dealing it out costs nothing beside it.
 const TASK_ELEMENTS: usize = 8192;
 
+/// Heads whose scores a kernel needs at a time, at most.
+const HEADS_AT_ONCE_MAX: usize = 2;
+
 std::thread_local! {
     /// Scores of one token's attention; as long as the longest context, once a thread.
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -296,7 +299,8 @@ impl Backend for CpuBackend {
             let q = &row(queries, q, token, heads * head_dim)[head * group..(head + 1) * group];
             SCORES.with_borrow_mut(|scores| {
                 // Once for the whole context, and not whenever it has doubled.
-                scores.reserve(window.map_or(capacity, |window| window.min(capacity)).saturating_sub(scores.len()));
+                let seen_max = window.map_or(capacity, |window| window.min(capacity));
+                scores.reserve((seen_max * HEADS_AT_ONCE_MAX).saturating_sub(scores.len()));
                 ops::attend(q, head_dim, &kv, first..end, scale, scores, out);
             });
         });
