@@ -91,9 +91,9 @@ pub fn whole(files: &FileSet) -> Vec<Extent> {
 }
 
 /// Of a measurement's time, what is read before the clock starts: a disk that has been idle answers the first requests
-/// from its caches, and one that is throttled has saved up for them (a Linux cgroup, a tenth of a second's worth).
-const WARM_UP_SHARE: u32 = 4;
-const WARM_UP_MAX: Duration = Duration::from_millis(250);
+/// from its caches, and one that is throttled has saved up for them (a Linux control group, for several tenths of a second).
+const WARM_UP_SHARE: u32 = 2;
+const WARM_UP_MAX: Duration = Duration::from_millis(500);
 
 /// Reads the extents in order, again and again, for this long and a short while before, and says how fast it went.
 ///
