@@ -1,6 +1,7 @@
 //! The words of the command line. Their meaning is in the modules of the same names; here they are only parsed and
 //! checked one by one.
 
+use crate::plan_args::{AuditArgs, OutputArg, PlanArgs, SimulateArgs};
 use crate::sizes::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -30,6 +31,12 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write a synthetic model with random weights
     Synth(SynthArgs),
+    /// Predict what a model would do on a machine, and what a better one would bring
+    Plan(Box<PlanArgs>),
+    /// Sweep a model over budgets, policies and machines in virtual time
+    Simulate(Box<SimulateArgs>),
+    /// Show what of a model costs most, what could be saved, and what may go wrong
+    Audit(AuditArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page (roff)
@@ -44,6 +51,9 @@ impl Command {
             Self::Inspect(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Synth(args) => args.json,
+            Self::Plan(args) => args.json,
+            Self::Simulate(args) => args.json || args.output == OutputArg::Json,
+            Self::Audit(args) => args.json,
             Self::Completions(_) | Self::Man => false,
         }
     }
@@ -54,6 +64,7 @@ impl Command {
             Self::Run(args) => args.placement.device != DeviceArg::Cpu,
             Self::Inspect(_) | Self::Doctor(_) => true,
             Self::Synth(_) | Self::Completions(_) | Self::Man => false,
+            Self::Plan(_) | Self::Simulate(_) | Self::Audit(_) => false,
         }
     }
 }

@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod audit;
+mod audit_duplicates;
 mod device;
 mod disk;
 mod doctor;
@@ -16,10 +18,17 @@ mod interrupt;
 mod layers;
 mod limit;
 mod machine;
+mod plan;
+mod plan_args;
+mod plan_hardware;
+mod plan_model;
+mod plan_report;
 mod progress;
 mod prompt;
 mod report;
 mod run;
+mod simulate;
+mod simulate_lists;
 mod sizes;
 mod smallest;
 mod summary;
@@ -73,6 +82,9 @@ fn execute(command: &Command) -> Outcome {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Synth(args) => synth::synth(args),
+        Command::Plan(args) => plan::plan(args),
+        Command::Simulate(args) => simulate::simulate(args),
+        Command::Audit(args) => audit::audit(args),
         Command::Completions(args) => completions(args.shell),
         Command::Man => manual(),
     }

@@ -5,9 +5,16 @@ use std::time::Duration;
 
 const BYTES_STYLE: &str = "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
 
+const ITEMS_STYLE: &str = "{msg} [{bar:30}] {human_pos}/{human_len} {eta}";
+
 /// A bar over bytes. It vanishes when it is done or dropped.
 pub fn bytes(total_bytes: u64, what: &str) -> ProgressBar {
     bar(total_bytes, what, BYTES_STYLE)
+}
+
+/// A bar over things that are counted. It vanishes when it is done or dropped.
+pub fn items(total: u64, what: &str) -> ProgressBar {
+    bar(total, what, ITEMS_STYLE)
 }
 
 /// A spinner for work of unknown length.
@@ -31,5 +38,6 @@ mod tests {
         let bar = bytes(1, "a");
         assert!(bar.is_hidden() || bar.length() == Some(1));
         assert!(ProgressStyle::with_template(BYTES_STYLE).is_ok());
+        assert!(ProgressStyle::with_template(ITEMS_STYLE).is_ok());
     }
 }

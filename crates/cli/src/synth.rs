@@ -95,11 +95,7 @@ fn say(args: &SynthArgs, spec: &SynthSpec, written: &Written, architecture: Opti
 }
 
 fn spec(args: &SynthArgs) -> Outcome<SynthSpec> {
-    let dtype = DType::from_name(&args.dtype).ok_or_else(|| {
-        // Every type has a number in GGUF files, all of them small.
-        let names: Vec<_> = (0..256).filter_map(DType::from_ggml).map(DType::name).collect();
-        stop(Kind::Usage, format!("'{}' is no element type; choose one of {}", args.dtype, names.join(", ")))
-    })?;
+    let dtype = dtype_named(&args.dtype)?;
     let format = match args.format {
         FormatArg::Safetensors => Format::Safetensors,
         FormatArg::Gguf => Format::Gguf,
@@ -110,16 +106,42 @@ fn spec(args: &SynthArgs) -> Outcome<SynthSpec> {
     Ok(spec)
 }
 
+/// The element type of this name.
+///
+/// # Errors
+/// An unknown name; the message lists all.
+pub fn dtype_named(name: &str) -> Outcome<DType> {
+    DType::from_name(name).ok_or_else(|| {
+        // Every type has a number in GGUF files, all of them small.
+        let names: Vec<_> = (0..256).filter_map(DType::from_ggml).map(DType::name).collect();
+        stop(Kind::Usage, format!("'{name}' is no element type; choose one of {}", names.join(", ")))
+    })
+}
+
+/// The configuration of a preset.
+///
+/// # Errors
+/// An unknown name; the message lists all.
+pub fn preset_named(name: &str) -> Outcome<Value> {
+    preset(name)
+        .ok_or_else(|| stop(Kind::Usage, format!("'{name}' is no preset; choose one of {}", PRESETS.join(", "))))
+}
+
 fn config(args: &SynthArgs) -> Outcome<Value> {
-    if let Some(name) = &args.shape.preset {
-        return preset(name)
-            .ok_or_else(|| stop(Kind::Usage, format!("'{name}' is no preset; choose one of {}", PRESETS.join(", "))));
+    match (&args.shape.preset, &args.shape.config) {
+        (Some(name), _) => preset_named(name),
+        (None, Some(path)) => read_config(path),
+        (None, None) => Err(stop(Kind::Usage, "no shape is given: name a --preset or a --config")),
     }
-    let Some(path) = &args.shape.config else {
-        return Err(stop(Kind::Usage, "no shape is given: name a --preset or a --config"));
-    };
+}
+
+/// A model's configuration, from its file or from the directory that it is in.
+///
+/// # Errors
+/// Nothing there, a file that cannot be read, or one that is no configuration.
+pub fn read_config(path: &Path) -> Outcome<Value> {
     // A model's directory stands for the configuration in it.
-    let path = if path.is_dir() { path.join("config.json") } else { path.clone() };
+    let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     let file = fs::File::open(&path).map_err(|error| {
         let kind = if error.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Io };
         stop(kind, format!("{}: cannot open it: {error}; check the path", path.display()))
