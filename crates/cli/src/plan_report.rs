@@ -38,6 +38,7 @@ pub struct Comparison<'a> {
 /// A figure with three digits or so.
 fn figure(value: f64) -> String {
     match value {
+        0.0 => "0".to_owned(),
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v if v >= 0.1 => format!("{v:.2}"),
@@ -131,6 +132,11 @@ impl View<'_> {
                 "bound_by": plan.physical_bound.name(),
                 "ratio": plan.decode.seconds_per_pass / plan.physical_limit_seconds.max(1e-12),
             },
+            "alternative": plan.alternative.map(|other| json!({
+                "device": other.device.name(),
+                "decode_tokens_per_s": other.decode_tokens_per_s,
+                "prefill_tokens_per_s": other.prefill_tokens_per_s,
+            })),
             "gains": gains.collect::<Vec<_>>(),
             "cost": hardware.price.as_ref().map(|price| json!({
                 "currency": price.currency,
@@ -162,6 +168,11 @@ impl View<'_> {
         ]);
         let _ = write!(text, "\nWhere it lives\n{}", self.placement(coloured));
         let _ = write!(text, "\nHow fast\n{}", self.speeds(coloured));
+        if let Some(other) = plan.alternative {
+            let (decode, prompt) = (figure(other.decode_tokens_per_s), figure(other.prefill_tokens_per_s));
+            let name = other.device.name();
+            let _ = writeln!(text, "  with --device {name}: {decode} tokens/s decoding, {prompt} as a prompt");
+        }
         let _ = writeln!(
             text,
             "  no engine could be faster here than {} tokens/s ({})",

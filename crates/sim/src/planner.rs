@@ -21,6 +21,6 @@ pub use closed::{Estimate, KeptCurve, estimate, physical_limit};
 pub use config::ConfigError;
 pub use cut::{Cut, Phase};
 pub use machine::{Budgets, Device, Machine};
-pub use plan::{Gain, Gains, Placement, Plan, PlanOptions, plan};
+pub use plan::{Alternative, Gain, Gains, Placement, Plan, PlanOptions, plan};
 pub use predict::{PlanError, Prediction, Question, Resources, predict};
 pub use shape::{KvShape, ModelShape, Part, PartKind};

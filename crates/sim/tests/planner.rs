@@ -209,3 +209,20 @@ fn parts_are_named_apart() {
     let names: std::collections::BTreeSet<_> = PartKind::ALL.iter().map(|kind| kind.name()).collect();
     assert_eq!(names.len(), PartKind::ALL.len());
 }
+
+/// Small budgets give the ring half of themselves: what is kept grows with them all the same.
+#[test]
+fn small_models_obey_the_closed_form_too() {
+    let shape = ModelShape::from_config(&llama(256, 1024, 8, 8), DType::F16).unwrap();
+    let total = shape.block_bytes();
+    let mut before = u64::MAX;
+    for share in [20, 40, 60, 80] {
+        let machine = machine("laptop", Device::Cpu, 0, total * share / 100);
+        let found = predict(&shape, &machine, &question(Cut::Fine, &Habit::Uniform)).unwrap();
+        let wanted = estimate(&shape, &machine, 512, 64, &found.ring_bytes, found.compute_seconds);
+        println!("{share} %: {} bytes, closed {}", found.disk_bytes, wanted.disk_bytes);
+        close("disk bytes", found.disk_bytes as f64, wanted.disk_bytes, 0.05);
+        assert!(found.disk_bytes < before, "{share} %");
+        before = found.disk_bytes;
+    }
+}

@@ -276,11 +276,12 @@ fn fit_budgets(profile: &mut Profile, workload: &Workload, held: &[u64], rings: 
             result.push(fine);
             let kept = keep(&list, held - fine);
             below.extend_from_slice(&list[kept..]);
-            let coarse = coarse_step.unwrap_or(1) * slot + rings.coarse_window * wires;
+            let step = coarse_step.unwrap_or(1) * slot;
+            let kept_bytes = kept as u64 * slot;
+            // The brain gives the ring no more than half of a small budget.
+            let coarse = (step + rings.coarse_window * wires).min(kept_bytes.max(step));
             // Never room for everything: something streams.
-            (kept as u64 * slot + coarse)
-                .min(everything.saturating_sub(slot))
-                .max(coarse_step.unwrap_or(1) * slot + slot)
+            (kept_bytes + coarse).min(everything.saturating_sub(slot)).max(step + slot)
         };
     }
     result

@@ -84,6 +84,17 @@ pub struct Gain {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gains(pub Vec<Gain>);
 
+/// What another device of the same machine would do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alternative {
+    /// The device.
+    pub device: Device,
+    /// Decoded tokens per second.
+    pub decode_tokens_per_s: f64,
+    /// Tokens of prompts per second.
+    pub prefill_tokens_per_s: f64,
+}
+
 /// A plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -109,6 +120,8 @@ pub struct Plan {
     pub physical_limit_seconds: f64,
     /// What that limit is spent on.
     pub physical_bound: Bound,
+    /// What the other device would do, if both were tried and it can.
+    pub alternative: Option<Alternative>,
     /// What more would bring.
     pub gains: Gains,
     /// The largest context for which there is room at all.
@@ -181,47 +194,44 @@ pub fn plan(shape: &ModelShape, hardware: &Hardware, options: &PlanOptions) -> R
         let machine = options.machine(shape, hardware, device);
         options.decode(shape, &machine).map(|decode| (machine, decode))
     });
-    let (mut best, mut refused) = (None::<(Machine, Prediction)>, None);
+    let (mut found, mut refused) = (Vec::new(), None);
     for result in tried {
         match result {
-            Ok(found) => {
-                let faster = best.as_ref().is_none_or(|b| found.1.seconds_per_pass < b.1.seconds_per_pass);
-                if faster {
-                    best = Some(found);
-                }
-            }
+            Ok(result) => found.push(result),
             Err(error) => refused = refused.or(Some(error)),
         }
     }
-    let Some((machine, decode)) = best else {
-        return Err(refused.unwrap_or_else(|| PlanError::NoGpu { machine: hardware.name.clone() }));
-    };
-    finish(shape, machine, decode, options)
+    // Of two that are alike the first, which is the GPU.
+    found.sort_by(|a, b| a.1.seconds_per_pass.total_cmp(&b.1.seconds_per_pass));
+    let mut found = found.into_iter();
+    match (found.next(), found.next()) {
+        (Some((machine, decode)), other) => finish(shape, machine, decode, other, options),
+        (None, _) => Err(refused.unwrap_or_else(|| PlanError::NoGpu { machine: hardware.name.clone() })),
+    }
 }
 
-fn finish(shape: &ModelShape, machine: Machine, decode: Prediction, options: &PlanOptions) -> Result<Plan, PlanError> {
-    enum Asked {
-        Prefill(Box<Prediction>),
-        Gain(Gain),
-    }
-    let mut questions = vec![None];
-    if options.gains {
-        questions.extend(resources(&machine).into_iter().map(Some));
-    }
-    let answers = in_parallel(questions, |question| match question {
-        None => options.prefill(shape, &machine).map(|prefill| Asked::Prefill(Box::new(prefill))),
-        Some(resource) => gain(shape, &machine, &decode, resource, options).map(Asked::Gain),
+/// The rest of a plan, once it is known what computes.
+fn finish(
+    shape: &ModelShape,
+    machine: Machine,
+    decode: Prediction,
+    other: Option<(Machine, Prediction)>,
+    options: &PlanOptions,
+) -> Result<Plan, PlanError> {
+    let resources = if options.gains { resources(&machine) } else { Vec::new() };
+    let machines = [Some(&machine), other.as_ref().map(|(machine, _)| machine)].into_iter().flatten().collect();
+    // Prompts of both devices, and what more would bring.
+    let prefills = in_parallel(machines, |machine| options.prefill(shape, machine));
+    let gains = in_parallel(resources, |resource| gain(shape, &machine, &decode, resource, options));
+    let gains = gains.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut prefills = prefills.into_iter();
+    // The first machine was asked about.
+    let prefill = prefills.next().unwrap_or_else(|| Ok(decode.clone()))?;
+    let alternative = other.zip(prefills.next()).and_then(|((machine, decode), prefill)| {
+        let (device, decode_tokens_per_s) = (machine.device, decode.tokens_per_s());
+        let prefill_tokens_per_s = prefill.ok()?.tokens_per_s();
+        Some(Alternative { device, decode_tokens_per_s, prefill_tokens_per_s })
     });
-    let (mut prefill, mut gains) = (None, Vec::new());
-    for answer in answers {
-        match answer? {
-            Asked::Prefill(found) => prefill = Some(*found),
-            Asked::Gain(gain) => gains.push(gain),
-        }
-    }
-    // There is one answer for each question, and the first question was the prompt.
-    let prefill = prefill.unwrap_or_else(|| decode.clone());
-    let phase = Phase { tokens: 1, past: 0 };
     let whole = Budgets::of(&machine.hardware, machine.device, 0);
     let budgets = machine.budgets;
     // The other memory may be used by another engine, so it counts as much as the machine has of it.
@@ -229,9 +239,11 @@ fn finish(shape: &ModelShape, machine: Machine, decode: Prediction, options: &Pl
         Device::Gpu => budgets,
         Device::Cpu => Budgets { vram_bytes: machine.hardware.vram_bytes(), ..budgets },
     };
+    let phase = Phase { tokens: 1, past: 0 };
     let (physical_limit_seconds, physical_bound) =
         physical_limit(shape, &machine.hardware, generous, phase, &KeptCurve::best_seen());
     let price = machine.hardware.price.as_ref().filter(|price| price.per_hour > 0.0);
+    let placed = decode.places.iter();
     Ok(Plan {
         machine: machine.hardware.name.clone(),
         device: machine.device,
@@ -239,9 +251,10 @@ fn finish(shape: &ModelShape, machine: Machine, decode: Prediction, options: &Pl
         kv_bytes: shape.kv_bytes(options.context, options.chunk),
         scratch_bytes: shape.scratch_bytes(options.chunk),
         tiers: decode.tiers.clone(),
-        placement: decode.places.iter().map(|(kind, bytes)| Placement { kind: *kind, bytes: bytes.clone() }).collect(),
+        placement: placed.map(|(kind, bytes)| Placement { kind: *kind, bytes: bytes.clone() }).collect(),
         physical_limit_seconds,
         physical_bound,
+        alternative,
         gains: Gains(gains),
         context_max: context_max(shape, &machine, whole, options),
         per_million_tokens: price.map(|price| price.per_million_tokens(decode.tokens_per_s())),
