@@ -121,7 +121,7 @@ pub fn audit(args: &AuditArgs) -> Outcome {
 fn patterns(model: &ModelFiles) -> Vec<Pattern<(DType, Vec<u64>)>> {
     let tensors = model.catalog.tensors().iter();
     let mut patterns = layers::patterns(tensors.map(|t| (t.name.as_str(), (t.dtype, t.shape.clone()), t.bytes)));
-    patterns.sort_by(|a, b| b.bytes.cmp(&a.bytes));
+    patterns.sort_by_key(|pattern| std::cmp::Reverse(pattern.bytes));
     patterns
 }
 
@@ -144,7 +144,7 @@ fn savings(patterns: &[Pattern<(DType, Vec<u64>)>]) -> Vec<Saving> {
             }
         }
     }
-    savings.sort_by(|a, b| b.frees_bytes.cmp(&a.frees_bytes));
+    savings.sort_by_key(|saving| std::cmp::Reverse(saving.frees_bytes));
     savings
 }
 

@@ -119,11 +119,22 @@ struct Counter {
 }
 
 impl Counter {
-    /// Bytes of a row: of the wanted type, or of the next wider one whose groups suit the row.
+    /// Bytes of a row: of the wanted type, or of the next wider one whose groups suit the row, as llama.cpp's quantiser
+    /// (and the writer of synthetic models) does it.
     fn row_bytes(&self, columns: u64) -> u64 {
-        let wider = [DType::Q8_0, DType::F16];
-        let fits = std::iter::once(self.dtype).chain(wider).find_map(|dtype| dtype.row_bytes(columns));
-        fits.unwrap_or_else(|| columns.saturating_mul(2))
+        let mut dtype = self.dtype;
+        loop {
+            if let Some(bytes) = dtype.row_bytes(columns) {
+                return bytes;
+            }
+            dtype = match dtype {
+                DType::Q4_K => DType::Q5_0,
+                DType::Q5_K => DType::Q5_1,
+                DType::Q6_K => DType::Q8_0,
+                DType::F16 => return columns.saturating_mul(2),
+                _ => DType::F16,
+            };
+        }
     }
 
     fn matrices(&self, shapes: &[(u64, u64)]) -> Read<Weights> {
@@ -278,42 +289,52 @@ impl ModelShape {
         };
         let mut ffn_width_max = 0;
         for layer in 0..layers {
-            let mut push = |kind, weights: Weights, units: u64, used: u64| {
-                shape.parts.push(Part {
-                    kind,
-                    layer: layer as u32,
-                    bytes: weights.bytes,
-                    parameters: weights.parameters,
-                    units: units as u32,
-                    used: used as u32,
-                });
-            };
-            push(PartKind::Attention, count.matrices(&attention.matrices)?, 1, 1);
-            match experts.as_ref().filter(|experts| experts.has(layer)) {
-                Some(e) => {
-                    // Routers stay in single precision where files are quantised.
-                    let router = Counter { dtype: if dtype.is_float() { dtype } else { DType::F32 } };
-                    push(PartKind::Router, router.matrices(&[(e.count, hidden)])?, 1, 1);
-                    if e.shared_width > 0 {
-                        let shared = count.matrices(&network(gated, e.shared_width, hidden))?;
-                        push(PartKind::SharedExperts, shared, 1, 1);
-                    }
-                    push(PartKind::Experts, count.matrices(&network(gated, e.width, hidden))?, e.count, e.used);
-                    ffn_width_max = ffn_width_max.max(e.width.saturating_mul(e.used));
-                }
-                None => {
-                    let default = if gated { None } else { Some(hidden.saturating_mul(4)) };
-                    let width = keys.positive(&["intermediate_size", "ffn_dim", "n_inner"], default, DIMENSION_MAX)?;
-                    push(PartKind::Dense, count.matrices(&network(gated, width, hidden))?, 1, 1);
-                    ffn_width_max = ffn_width_max.max(width);
-                }
-            }
+            let experts = experts.as_ref().filter(|experts| experts.has(layer));
+            let width = shape.layer(layer as u32, &keys, &count, &attention, experts)?;
+            ffn_width_max = ffn_width_max.max(width);
         }
         let head = count.matrices(&[(vocabulary, hidden)])?;
         let (bytes, parameters) = (head.bytes, head.parameters);
         shape.parts.push(Part { kind: PartKind::Head, layer: layers as u32, bytes, parameters, units: 1, used: 1 });
         let tied = keys.flag("tie_word_embeddings") || family == "opt" || family == "gpt2";
         shape.finish(&attention, ffn_width_max, if tied { None } else { Some(head) })
+    }
+
+    /// Adds a layer's parts. Returns the elements between the halves of its network, of all experts used.
+    fn layer(
+        &mut self,
+        layer: u32,
+        keys: &Keys<'_>,
+        count: &Counter,
+        attention: &Attention,
+        experts: Option<&Experts>,
+    ) -> Read<u64> {
+        let (gated, hidden) = (GATED.contains(&self.architecture.as_str()), self.hidden);
+        let mut push = |kind, weights: Weights, units: u64, used: u64| {
+            self.parts.push(Part {
+                kind,
+                layer,
+                bytes: weights.bytes,
+                parameters: weights.parameters,
+                units: units as u32,
+                used: used as u32,
+            });
+        };
+        push(PartKind::Attention, count.matrices(&attention.matrices)?, 1, 1);
+        let Some(e) = experts else {
+            let default = if gated { None } else { Some(hidden.saturating_mul(4)) };
+            let width = keys.positive(&["intermediate_size", "ffn_dim", "n_inner"], default, DIMENSION_MAX)?;
+            push(PartKind::Dense, count.matrices(&network(gated, width, hidden))?, 1, 1);
+            return Ok(width);
+        };
+        // Routers stay in single precision where files are quantised.
+        let router = Counter { dtype: if count.dtype.is_float() { count.dtype } else { DType::F32 } };
+        push(PartKind::Router, router.matrices(&[(e.count, hidden)])?, 1, 1);
+        if e.shared_width > 0 {
+            push(PartKind::SharedExperts, count.matrices(&network(gated, e.shared_width, hidden))?, 1, 1);
+        }
+        push(PartKind::Experts, count.matrices(&network(gated, e.width, hidden))?, e.count, e.used);
+        Ok(e.width.saturating_mul(e.used))
     }
 
     fn finish(mut self, attention: &Attention, ffn_width: u64, table: Option<Weights>) -> Read<Self> {
