@@ -74,6 +74,9 @@ pub(crate) struct TierBudget {
     /// Of these, what is not for blocks: the row cache.
     pub(crate) apart_bytes: u64,
     reserving: Reserving,
+    /// What is for blocks is a multiple of this: a GPU's memory is taken by whole slabs, host memory by pages as they are
+    /// written to.
+    unit_bytes: u64,
     pub(crate) reserved_bytes: u64,
     /// The most that `reserved_bytes` has been.
     pub(crate) reserved_peak_bytes: u64,
@@ -87,7 +90,22 @@ impl TierBudget {
         apart_bytes: u64,
         reserving: Reserving,
     ) -> Self {
-        Self { label, setting, given_bytes, apart_bytes, reserving, reserved_bytes: 0, reserved_peak_bytes: 0 }
+        let unit_bytes = 1;
+        Self {
+            label,
+            setting,
+            given_bytes,
+            apart_bytes,
+            reserving,
+            unit_bytes,
+            reserved_bytes: 0,
+            reserved_peak_bytes: 0,
+        }
+    }
+
+    /// The same, with blocks in units of so many bytes.
+    pub(crate) fn in_units(self, unit_bytes: u64) -> Self {
+        Self { unit_bytes: unit_bytes.max(1), ..self }
     }
 
     /// What the tier may hold, what is reserved in it included.
@@ -113,7 +131,8 @@ impl TierBudget {
 
     /// What is left for blocks.
     pub(crate) fn blocks_bytes(&self) -> u64 {
-        self.bytes().saturating_sub(self.apart_bytes).saturating_sub(self.inside_bytes())
+        let bytes = self.bytes().saturating_sub(self.apart_bytes).saturating_sub(self.inside_bytes());
+        bytes - bytes % self.unit_bytes
     }
 
     /// Reserves; `kv_bytes` bounds what is apart.
@@ -162,6 +181,7 @@ impl TierBudget {
     }
 
     fn error(&self, bytes_min: u64) -> Error {
+        let bytes_min = bytes_min.checked_next_multiple_of(self.unit_bytes).unwrap_or(u64::MAX);
         Error::TooSmall {
             setting: self.setting.to_owned(),
             budget_bytes: self.bytes(),
@@ -197,6 +217,19 @@ mod tests {
         assert_eq!((host.bytes(), host.blocks_bytes()), (1000, 1000));
         let refused = host.reserve(1, Some(5000)).unwrap_err();
         assert!(matches!(refused, Error::TooSmall { ref setting, bytes_min: 5001, .. } if setting == "--kv"));
+    }
+
+    #[test]
+    fn a_gpu_s_blocks_are_whole_slabs() {
+        let mut slabs = of(Reserving::Inside).in_units(64);
+        assert_eq!((slabs.bytes(), slabs.blocks_bytes()), (1000, 960));
+        slabs.reserve(100, None).unwrap();
+        assert_eq!(slabs.blocks_bytes(), 896);
+        let lacking = overspill_core::TooSmall { tier: "gpu0".into(), budget_bytes: 896, bytes_min: 900 };
+        let Error::TooSmall { bytes_min, .. } = slabs.refused(&lacking) else { panic!() };
+        assert_eq!(bytes_min, 960 + 100, "what is asked for is enough");
+        slabs.set(bytes_min).unwrap();
+        assert!(slabs.blocks_bytes() >= 900);
     }
 
     #[test]

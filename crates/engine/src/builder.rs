@@ -282,7 +282,8 @@ impl EngineBuilder {
                 _ => (given_bytes, Reserving::Inside),
             };
             let slots_per_slab = crate::gpu::slots_per_slab(gpu, catalog, given_bytes)?;
-            let budget = TierBudget::new("gpu0", "--vram", given_bytes, 0, reserving);
+            let slab_bytes = u64::from(slots_per_slab) * catalog.slot_bytes();
+            let budget = TierBudget::new("gpu0", "--vram", given_bytes, 0, reserving).in_units(slab_bytes);
             tiers.push(TierPlan { budget, slots_per_slab });
         }
         let limits = memory_limits();
@@ -376,7 +377,7 @@ fn bundles(catalog: &Catalog) -> u64 {
     all.filter(|&block| !catalog.is_single(overspill_core::BlockId(block))).count() as u64
 }
 
-fn largest_run(catalog: &Catalog) -> u32 {
+pub(crate) fn largest_run(catalog: &Catalog) -> u32 {
     catalog.blocks().iter().map(|b| b.slots).max().unwrap_or(1)
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn free_bytes(gpu: &GpuContext) -> u64 {
 pub(crate) fn slots_per_slab(gpu: &GpuContext, catalog: &Catalog, budget_bytes: u64) -> Result<u32, Error> {
     let slab_bytes_max = overspill_gpu::DEFAULT_SLAB_BYTES.min(gpu.binding_bytes_max());
     let slots = crate::builder::slots_per_slab(catalog, budget_bytes, slab_bytes_max);
+    let slots = least_left_over(slots, budget_bytes / catalog.slot_bytes(), crate::builder::largest_run(catalog));
     if u64::from(slots) * catalog.slot_bytes() > gpu.binding_bytes_max() {
         return Err(Error::Device(format!(
             "{} binds at most {} bytes at once, less than the largest block of this model: use --device cpu",
@@ -44,6 +45,13 @@ pub(crate) fn slots_per_slab(gpu: &GpuContext, catalog: &Catalog, budget_bytes: 
         )));
     }
     Ok(slots)
+}
+
+/// Slots of a slab, at most `slots` and not much fewer, of which a budget of `total` slots has whole slabs with the
+/// fewest left over: what is left over cannot be used. At least `least`.
+fn least_left_over(slots: u32, total: u64, least: u32) -> u32 {
+    let from = (slots - slots / 4).max(least).min(slots);
+    (from..=slots).rev().min_by_key(|&slots| total % u64::from(slots.max(1))).unwrap_or(slots)
 }
 
 pub(crate) fn device_error(error: &GpuError) -> Error {
@@ -194,5 +202,18 @@ impl LeaseSet {
             Some(completion) => completion.after(submission, move |_| drop(self)),
             None => drop(self),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::least_left_over;
+
+    #[test]
+    fn slabs_fill_a_budget() {
+        assert_eq!(least_left_over(63, 1000, 1), 50);
+        assert_eq!(least_left_over(64, 1024, 1), 64, "of those that fill it, the largest");
+        assert_eq!(least_left_over(1, 7, 1), 1);
+        assert_eq!(least_left_over(8, 17, 8), 8, "a run of slots has to fit");
     }
 }
