@@ -150,7 +150,9 @@ fn kernel_rate(pool: &Pool, dtype: DType, weight_bytes: usize, batch: usize) -> 
     let weights = vec![0x11u8; rows * row_bytes];
     let x = vec![0.5f32; batch * COLS];
     let mut input = Input::new();
-    input.prepare(pool, &x, batch, COLS, dtype, Activations::F32);
+    // As `run` does by default.
+    let activations = if dtype.is_float() { Activations::F32 } else { Activations::Q8 };
+    input.prepare(pool, &x, batch, COLS, dtype, activations);
     let mut y = vec![0f32; batch * rows];
     let pieces = [WeightRows { row: 0, rows, bytes: &weights }];
     matmul(pool, dtype, COLS, &pieces, &input, &mut y, rows);

@@ -81,6 +81,10 @@ fn of_spec(spec: &ModelSpec, catalog: &Catalog, path: &Path) -> ModelShape {
             _ => tensor.bytes,
         }
     };
+    let slots = |matrix: &Matrix| match catalog.tensor(matrix.tensor).layout {
+        Layout::Cut { blocks_per_unit, .. } => blocks_per_unit,
+        _ => 0,
+    };
     let mut parts = Vec::new();
     let mut kv = Vec::new();
     let mut widest = 0;
@@ -93,6 +97,7 @@ fn of_spec(spec: &ModelSpec, catalog: &Catalog, path: &Path) -> ModelShape {
                 parameters: matrices.iter().map(|m| (m.rows as u64).saturating_mul(m.cols as u64)).sum(),
                 units: units as u32,
                 used: used as u32,
+                slots: matrices.iter().map(slots).sum(),
             });
         };
         match &layer.mixer {
@@ -131,10 +136,11 @@ fn of_spec(spec: &ModelSpec, catalog: &Catalog, path: &Path) -> ModelShape {
         parameters: spec.head.rows as u64 * spec.head.cols as u64,
         units: 1,
         used: 1,
+        slots: slots(&spec.head),
     });
     let plan = Plan::new(spec, catalog, TierId(0), u64::MAX);
     let block = |block: &BlockId| catalog.blocks().get(block.index()).map_or(0, |block| block.bytes);
-    let slots: u64 = catalog.blocks().iter().map(|block| u64::from(block.slots)).sum();
+    let all_slots: u64 = catalog.blocks().iter().map(|block| u64::from(block.slots)).sum();
     let in_blocks: u64 = catalog.blocks().iter().map(|block| block.bytes).sum();
     let query = kv.iter().map(|kv| kv.query_elements).max().unwrap_or(0);
     let values = kv.iter().map(|kv| kv.elements).max().unwrap_or(0);
@@ -155,7 +161,7 @@ fn of_spec(spec: &ModelSpec, catalog: &Catalog, path: &Path) -> ModelShape {
         // State, queries, keys and values, and the two halves of the network.
         activation_bytes: 4 * (3 * spec.hidden as u64 + 2 * query + 2 * values + 3 * widest),
         slot_bytes: catalog.slot_bytes(),
-        padding: (slots.saturating_mul(catalog.slot_bytes()) as f64 / in_blocks.max(1) as f64).max(1.0),
+        padding: (all_slots.saturating_mul(catalog.slot_bytes()) as f64 / in_blocks.max(1) as f64).max(1.0),
     }
 }
 

@@ -34,9 +34,11 @@ pub fn estimate(
     let computes = machine.computes(shape, context, chunk);
     let weights = machine.weight_bytes(&computes);
     let total = shape.block_bytes() as f64;
+    let slots = |tier: usize| weights[tier].saturating_sub(ring_bytes.get(tier).copied().unwrap_or(0));
     let keeps = |tier: usize| {
-        let held = weights[tier] as f64 / shape.padding;
-        (held - ring_bytes.get(tier).copied().unwrap_or(0) as f64).max(0.0)
+        let feeds = tier >= computes.len();
+        let before = if feeds { (0..tier).map(slots).fold(0, u64::saturating_add) } else { 0 };
+        shape.bytes_in_slots(before, before.saturating_add(slots(tier))) as f64
     };
     let missed = |share: f64, kept: f64| (share * total - kept).max(0.0);
     let mut found = Estimate { seconds: compute_seconds, bound: Bound::Compute, disk_bytes: 0.0, bus_bytes: 0.0 };

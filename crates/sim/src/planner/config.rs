@@ -295,7 +295,15 @@ impl ModelShape {
         }
         let head = count.matrices(&[(vocabulary, hidden)])?;
         let (bytes, parameters) = (head.bytes, head.parameters);
-        shape.parts.push(Part { kind: PartKind::Head, layer: layers as u32, bytes, parameters, units: 1, used: 1 });
+        shape.parts.push(Part {
+            kind: PartKind::Head,
+            layer: layers as u32,
+            bytes,
+            parameters,
+            units: 1,
+            used: 1,
+            slots: 0,
+        });
         let tied = keys.flag("tie_word_embeddings") || family == "opt" || family == "gpt2";
         shape.finish(&attention, ffn_width_max, if tied { None } else { Some(head) })
     }
@@ -318,6 +326,7 @@ impl ModelShape {
                 parameters: weights.parameters,
                 units: units as u32,
                 used: used as u32,
+                slots: 0,
             });
         };
         push(PartKind::Attention, count.matrices(&attention.matrices)?, 1, 1);

@@ -206,10 +206,9 @@ pub(super) fn cut(
     let budgets = machine.weight_bytes(&computes);
     let mut profile = machine.profile(&computes, &budgets);
     let window = window_bytes(&profile);
-    // What the budgets hold of weights, padding apart.
     let total = shape.block_bytes();
-    let held: Vec<u64> = budgets.iter().map(|bytes| (*bytes as f64 / shape.padding) as u64).collect();
-    let tightest = held.iter().copied().filter(|held| *held < total).min().unwrap_or(total);
+    let tightest = budgets.iter().map(|bytes| (*bytes as f64 / shape.padding) as u64);
+    let tightest = tightest.filter(|held| *held < total).min().unwrap_or(total);
     let fine = shape.slot_bytes.max(1);
     // An expert is the least that moves alone, so no slot is larger than that.
     let expert = shape.parts.iter().filter(|p| p.units > 1).map(|p| p.bytes).min().unwrap_or(u64::MAX);
@@ -219,7 +218,7 @@ pub(super) fn cut(
     };
     let slot_bytes = choose_slot(shape, least);
     // Only the tier that computes first decides about steps, in the engine too.
-    let step_bytes = (held.first().copied().unwrap_or(0) / STEP_SHARE).clamp(fine, STEP_BYTES_MAX.max(fine));
+    let step_bytes = (budgets.first().copied().unwrap_or(0) / STEP_SHARE).clamp(fine, STEP_BYTES_MAX.max(fine));
     let mut cutter = Cutter {
         shape,
         phase,
@@ -238,7 +237,7 @@ pub(super) fn cut(
     let Cutter { mut workload, part_of, .. } = cutter;
     workload.schedule = Schedule { label: "plan".into(), cyclic: true, standing, ..workload.schedule };
     let coarse_window = window.div_ceil(slot_bytes).max(2) * slot_bytes;
-    let ring_bytes = fit_budgets(&mut profile, &workload, &held, Rings { window, coarse_window, step_bytes });
+    let ring_bytes = fit_budgets(&mut profile, &workload, shape, &budgets, Rings { window, coarse_window, step_bytes });
     CutModel { profile, workload, part_of, window_bytes: coarse_window, ring_bytes }
 }
 
@@ -250,17 +249,27 @@ struct Rings {
 
 /// Gives tiers the budgets under which coarse blocks read as many bytes as fine ones would: room for the blocks that make
 /// up what the engine would keep, and for the coarse ring. Returns R of the engine, by tier.
-fn fit_budgets(profile: &mut Profile, workload: &Workload, held: &[u64], rings: Rings) -> Vec<u64> {
+fn fit_budgets(
+    profile: &mut Profile,
+    workload: &Workload,
+    shape: &ModelShape,
+    budgets: &[u64],
+    rings: Rings,
+) -> Vec<u64> {
     let slot = workload.slot_bytes;
     let wires = profile.disks.len() as u64;
-    let mut lists = blocks_by_tier(workload, held.len());
-    let mut result = Vec::with_capacity(held.len());
+    let mut lists = blocks_by_tier(workload, budgets.len());
+    let mut result = Vec::with_capacity(budgets.len());
     let mut below: Vec<u64> = Vec::new();
-    for (index, &held) in held.iter().enumerate() {
+    // Slots that the tiers so far keep.
+    let mut taken = 0u64;
+    // The engine counts in slots.
+    let whole = |bytes: u64| (bytes / shape.slot_bytes.max(1)).max(1) * shape.slot_bytes;
+    for (index, &budget) in budgets.iter().enumerate() {
         let steps = workload.schedule.steps.iter().filter(|s| s.tier.index() == index);
         let reads = |s: &Step| if s.choice_max > 0 { u64::from(s.choice_max) } else { s.blocks.len() as u64 };
         let coarse_step = steps.map(reads).max();
-        let fine_step = if coarse_step.is_some() { rings.step_bytes } else { slot.min(rings.step_bytes) };
+        let fine_step = if coarse_step.is_some() { whole(rings.step_bytes) } else { shape.slot_bytes };
         let mut list = std::mem::take(&mut lists[index]);
         if coarse_step.is_none() {
             // It feeds the others, and keeps of what they don't.
@@ -268,13 +277,18 @@ fn fit_budgets(profile: &mut Profile, workload: &Workload, held: &[u64], rings: 
         }
         let all: u64 = list.iter().sum();
         let everything = list.len() as u64 * slot;
+        // GPUs keep of their own layers, what feeds them of the rest.
+        let from = if coarse_step.is_some() { 0 } else { taken };
+        let held = shape.bytes_in_slots(from, from.saturating_add(budget));
         profile.tiers[index].budget_bytes = if held >= all {
             result.push(0);
-            everything.max(slot) + (held - all)
+            taken = taken.saturating_add(budget.min((all as f64 * shape.padding) as u64));
+            everything.max(slot)
         } else {
-            let fine = ring(held, fine_step, rings.window * wires);
+            let fine = ring(budget, fine_step, whole(rings.window) * wires);
             result.push(fine);
-            let kept = keep(&list, held - fine);
+            let kept = keep(&list, shape.bytes_in_slots(from, from.saturating_add(budget - fine)));
+            taken = taken.saturating_add(budget - fine);
             below.extend_from_slice(&list[kept..]);
             let step = coarse_step.unwrap_or(1) * slot;
             let kept_bytes = kept as u64 * slot;

@@ -51,6 +51,8 @@ pub struct Part {
     pub units: u32,
     /// How many of them a token uses.
     pub used: u32,
+    /// Slots that a unit takes in the engine; 0 if nobody knows, then [`ModelShape::padding`] counts.
+    pub slots: u32,
 }
 
 /// What a layer remembers of each position.
@@ -167,6 +169,32 @@ impl ModelShape {
     #[must_use]
     pub fn scratch_bytes(&self, chunk: u64) -> u64 {
         self.activation_bytes.saturating_mul(chunk).saturating_add(self.vocabulary.saturating_mul(4))
+    }
+
+    /// Bytes of weights in a stretch of slots, as the brain fills a memory: first what all tokens use, the fullest slots
+    /// before the emptier ones.
+    #[must_use]
+    pub fn bytes_in_slots(&self, from_bytes: u64, to_bytes: u64) -> u64 {
+        let slot = self.slot_bytes.max(1) as f64;
+        let fill = |part: &Part| match part.slots {
+            0 => 1.0 / self.padding,
+            slots => part.bytes as f64 / (f64::from(slots) * slot),
+        };
+        let mut parts: Vec<(bool, f64, f64)> = self
+            .parts
+            .iter()
+            .map(|part| (part.units > 1, fill(part), part))
+            .map(|(chosen, fill, part)| (chosen, fill, part.bytes as f64 * f64::from(part.units) / fill.max(1e-9)))
+            .collect();
+        parts.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
+        let standing = (false, 1.0 / self.padding, self.standing_bytes as f64 * self.padding);
+        let (mut at, mut bytes) = (0.0f64, 0.0f64);
+        for (_, fill, length) in std::iter::once(standing).chain(parts) {
+            let overlap = (at + length).min(to_bytes as f64) - at.max(from_bytes as f64);
+            bytes += overlap.max(0.0) * fill;
+            at += length;
+        }
+        bytes as u64
     }
 
     /// The fewest bytes of a tier that computes: what is held all the time, and a block.
