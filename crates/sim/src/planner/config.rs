@@ -11,6 +11,10 @@ use serde_json::Value;
 const DIMENSION_MAX: u64 = 1 << 31;
 const LAYERS_MAX: u64 = 4096;
 const EXPERTS_MAX: u64 = 65_536;
+/// Experts of all layers together, as files may have.
+const ALL_EXPERTS_MAX: u64 = 1 << 18;
+/// No model comes near, and a plan makes blocks of it.
+const MODEL_BYTES_MAX: u64 = 16 << 40;
 /// As the engine cuts blocks: about so many, of 1 to 4 MiB.
 const BLOCKS_SOFT_MAX: u64 = 20_000;
 const SLOT_BYTES_MIN: u64 = 1 << 20;
@@ -264,6 +268,9 @@ impl ModelShape {
         let context = keys.positive(&context, Some(2048), DIMENSION_MAX)?;
         let attention = attention(&keys, hidden)?;
         let experts = experts(&keys)?;
+        if experts.as_ref().is_some_and(|experts| experts.count.saturating_mul(layers) > ALL_EXPERTS_MAX) {
+            return Err(bad("num_experts", "has more experts in all layers than any real model"));
+        }
         let count = Counter { dtype };
         let mut shape = Self {
             label: config.get("_name_or_path").and_then(Value::as_str).unwrap_or(family).to_owned(),
@@ -351,11 +358,11 @@ impl ModelShape {
         let units = |part: &Part, each: u64| each.checked_mul(u64::from(part.units));
         let sum = |each: fn(&Part) -> u64| {
             let mut parts = self.parts.iter().map(|part| units(part, each(part)));
-            parts.try_fold(0u64, |sum, part| sum.checked_add(part?)).filter(|sum| *sum < 1 << 62)
+            parts.try_fold(0u64, |sum, part| sum.checked_add(part?))
         };
-        let too_large = || bad("hidden_size", "makes a model of more than 2^62 bytes");
-        let blocks = sum(|part| part.bytes).ok_or_else(too_large)?;
-        self.parameters = sum(|part| part.parameters).ok_or_else(too_large)? + table.parameters;
+        let too_large = || bad("hidden_size", "makes a model of more than 16 TiB");
+        let blocks = sum(|part| part.bytes).filter(|bytes| *bytes <= MODEL_BYTES_MAX).ok_or_else(too_large)?;
+        self.parameters = sum(|part| part.parameters).ok_or_else(too_large)?.saturating_add(table.parameters);
         self.bytes = blocks + self.standing_bytes + table.bytes;
         let wide = 3 * self.hidden + 2 * attention.query_elements + 2 * attention.kv_elements;
         self.activation_bytes = 4 * (wide + 2 * ffn_width + ffn_width);
@@ -443,7 +450,13 @@ mod tests {
         for key in ["hidden_size", "moe_intermediate_size", "intermediate_size", "vocab_size"] {
             config[key] = json!(1u64 << 31);
         }
-        assert!(ModelShape::from_config(&config, DType::F32).unwrap_err().cause.contains("more than 2^6"));
+        assert!(ModelShape::from_config(&config, DType::F32).unwrap_err().cause.contains("more than "));
+        let mut config = deepseek_v3();
+        config["moe_intermediate_size"] = json!(1 << 20);
+        assert!(ModelShape::from_config(&config, DType::F32).unwrap_err().cause.contains("more than 16 TiB"));
+        let mut config = deepseek_v3();
+        config["num_hidden_layers"] = json!(4096);
+        assert!(ModelShape::from_config(&config, DType::F32).unwrap_err().cause.contains("more experts"));
     }
 
     #[test]
