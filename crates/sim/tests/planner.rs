@@ -226,3 +226,18 @@ fn small_models_obey_the_closed_form_too() {
         before = found.disk_bytes;
     }
 }
+
+/// Experts that are hardly ever chosen are not read from disk for ever where memory holds all of them.
+#[test]
+fn a_mixture_that_memory_holds_is_not_read_from_disk() {
+    let shape = mixture_30b();
+    for machine in [
+        machine("laptop", Device::Cpu, 0, shape.block_bytes() * 11 / 10),
+        machine("desktop-24gb", Device::Gpu, shape.block_bytes() / 2, shape.block_bytes() * 7 / 10),
+    ] {
+        let found = predict(&shape, &machine, &question(Cut::Coarse, &Habit::Recency)).unwrap();
+        assert_eq!(found.disk_bytes, 0);
+        assert_ne!(found.bound, Bound::Disk);
+        assert!(found.places.iter().all(|(_, bytes)| bytes.last() == Some(&0)), "{:?}", found.places);
+    }
+}

@@ -41,6 +41,9 @@ pub enum Cut {
     Coarse,
 }
 
+/// A disk that takes no time.
+const IDLE_BYTES_PER_S: u64 = 1 << 50;
+
 /// A model cut for a machine.
 #[derive(Clone, Debug)]
 pub(super) struct CutModel {
@@ -52,6 +55,8 @@ pub(super) struct CutModel {
     pub(super) window_bytes: u64,
     /// R of the engine, by tier.
     pub(super) ring_bytes: Vec<u64>,
+    /// All memories together hold everything, so that disks are idle once it is there.
+    pub(super) all_held: bool,
 }
 
 /// Blocks of a unit.
@@ -238,7 +243,15 @@ pub(super) fn cut(
     workload.schedule = Schedule { label: "plan".into(), cyclic: true, standing, ..workload.schedule };
     let coarse_window = window.div_ceil(slot_bytes).max(2) * slot_bytes;
     let ring_bytes = fit_budgets(&mut profile, &workload, shape, &budgets, Rings { window, coarse_window, step_bytes });
-    CutModel { profile, workload, part_of, window_bytes: coarse_window, ring_bytes }
+    let memory = budgets.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+    let all_held = shape.bytes_in_slots(0, memory) >= total - total / 1000;
+    if all_held && shape.is_mixture() {
+        // Experts that are hardly ever chosen would be read for the first time for thousands of tokens to come.
+        for disk in &mut profile.disks {
+            (disk.bytes_per_s, disk.latency_ns) = (IDLE_BYTES_PER_S, 0);
+        }
+    }
+    CutModel { profile, workload, part_of, window_bytes: coarse_window, ring_bytes, all_held }
 }
 
 struct Rings {

@@ -1,11 +1,11 @@
 //! What a model does on a machine: its schedule in virtual time, by the brain that runs the engine.
 
-use super::cut::{Cut, Phase, cut};
+use super::cut::{Cut, CutModel, Phase, cut};
 use super::machine::Machine;
 use super::shape::{ModelShape, PartKind};
 use crate::router::Habit;
 use crate::simulate::{Bound, Options, Outcome, SimulateError, simulate};
-use overspill_core::{BlockId, TierId};
+use overspill_core::TierId;
 
 /// What one could have more of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,7 @@ pub fn predict(shape: &ModelShape, machine: &Machine, question: &Question<'_>) -
     let options = Options { window_bytes: Some(cut.window_bytes), ..question.options };
     let outcome = simulate(&cut.profile, &cut.workload, &options)?;
     let disks = cut.profile.disks.len();
+    let tiers = cut.profile.tiers.len();
     let all = outcome.hits_per_pass + outcome.misses_per_pass;
     Ok(Prediction {
         tokens: phase.tokens,
@@ -178,14 +179,18 @@ pub fn predict(shape: &ModelShape, machine: &Machine, question: &Question<'_>) -
         bound: bound(&outcome),
         limit_seconds: outcome.limit.ns_per_pass as f64 / 1e9,
         touched_bytes: outcome.touched_bytes_per_pass + shape.standing_bytes + shape.row_bytes,
-        disk_bytes: outcome.disk_bytes_per_pass(disks),
+        disk_bytes: if cut.all_held && shape.is_mixture() { 0 } else { outcome.disk_bytes_per_pass(disks) },
         bus_bytes: outcome.wires.iter().skip(disks).map(|w| w.bytes_per_pass).sum(),
         stall_seconds: outcome.stall_ns_per_pass as f64 / 1e9,
         compute_seconds: outcome.compute_ns_per_pass as f64 / 1e9,
-        hit_rate: if all == 0 { 1.0 } else { outcome.hits_per_pass as f64 / all as f64 },
-        ring_bytes: cut.ring_bytes,
+        hit_rate: if all == 0 || (cut.all_held && tiers == 1) {
+            1.0
+        } else {
+            outcome.hits_per_pass as f64 / all as f64
+        },
+        ring_bytes: cut.ring_bytes.clone(),
         tiers: cut.profile.tiers.iter().map(|t| t.label.clone()).collect(),
-        places: places(&outcome, &cut.part_of, |b| cut.workload.blocks[b].bytes, cut.profile.tiers.len()),
+        places: places(&outcome, &cut, tiers),
         evict: outcome.decision.evict,
         steady: outcome.steady,
         events: outcome.events,
@@ -202,18 +207,14 @@ fn bound(outcome: &Outcome) -> Bound {
     disk.chain(bus).chain([compute]).max_by_key(|(ns, _)| *ns).map_or(Bound::Compute, |(_, bound)| bound)
 }
 
-fn places(
-    outcome: &Outcome,
-    part_of: &[Option<PartKind>],
-    bytes: impl Fn(usize) -> u64,
-    tiers: usize,
-) -> Vec<(PartKind, Vec<u64>)> {
+fn places(outcome: &Outcome, cut: &CutModel, tiers: usize) -> Vec<(PartKind, Vec<u64>)> {
     let mut sums = vec![vec![0u64; tiers + 1]; PartKind::ALL.len()];
-    for (block, kind) in part_of.iter().enumerate() {
+    // What memory holds all of is in the last of them when it is nowhere yet.
+    let nowhere = if cut.all_held { tiers - 1 } else { tiers };
+    for (block, kind) in cut.part_of.iter().enumerate() {
         let Some(row) = kind.and_then(|kind| PartKind::ALL.iter().position(|k| *k == kind)) else { continue };
-        let tier = outcome.places.get(block).copied().flatten().map_or(tiers, TierId::index);
-        debug_assert!(BlockId(block as u32).index() == block);
-        sums[row][tier] += bytes(block);
+        let tier = outcome.places.get(block).copied().flatten().map_or(nowhere, TierId::index);
+        sums[row][tier] += cut.workload.blocks[block].bytes;
     }
     let kinds = PartKind::ALL.into_iter().zip(sums);
     kinds.filter(|(_, sums)| sums.iter().any(|bytes| *bytes > 0)).collect()
