@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 /// Pieces that one product takes at a time; a longer list is multiplied in parts.
 const PIECES_MAX: usize = 32;
-/// Prepared activations that are kept: of one input for weights of two kinds, and of the input before.
-pub(crate) const INPUTS_MAX: usize = 3;
+/// Prepared activations that are kept: of one input, for weights of two kinds.
+pub(crate) const INPUTS_MAX: usize = 2;
 /// Least elements of a task, so that dealing it out costs nothing beside it.
 const TASK_ELEMENTS: usize = 8192;
 

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Tokens of a prompt that are computed together, unless activations would take more than is allowed.
 pub const CHUNK_DEFAULT: usize = 512;
-/// Bytes of activations, by default.
-pub const SCRATCH_BYTES_DEFAULT: u64 = 64 << 20;
+/// Bytes of activations, by default: a chunk of 512 tokens of a model of a thousand million parameters.
+pub const SCRATCH_BYTES_DEFAULT: u64 = 88 << 20;
 /// The context of a session that names none, if the model's is longer.
 pub const CONTEXT_DEFAULT: usize = 4096;
 
