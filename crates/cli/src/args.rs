@@ -1,6 +1,7 @@
 //! The words of the command line. Their meaning is in the modules of the same names; here they are only parsed and
 //! checked one by one.
 
+use crate::bench::{Counts, Sizes};
 use crate::plan_args::{AuditArgs, OutputArg, PlanArgs, SimulateArgs};
 use crate::sizes::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -25,6 +26,10 @@ pub struct Cli {
 pub enum Command {
     /// Generate text (or token ids) within budgets of memory
     Run(Box<RunArgs>),
+    /// Measure combinations of budgets, policies and readers against what the wires allow
+    Bench(Box<BenchArgs>),
+    /// Watch a run, in this terminal: tiers, wires, hits, stalls, what is where
+    Top(TopArgs),
     /// Show what a model consists of and what of it fits where
     Inspect(InspectArgs),
     /// Show what this machine offers: adapters, I/O, limits, the speed of each wire
@@ -48,6 +53,8 @@ impl Command {
     pub fn json(&self) -> bool {
         match self {
             Self::Run(args) => args.json,
+            Self::Bench(args) => args.output == BenchOutput::Json,
+            Self::Top(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Synth(args) => args.json,
@@ -62,9 +69,10 @@ impl Command {
     pub fn looks_at_adapters(&self) -> bool {
         match self {
             Self::Run(args) => args.placement.device != DeviceArg::Cpu,
+            Self::Bench(args) => args.device.iter().any(|device| *device != DeviceArg::Cpu),
             Self::Inspect(_) | Self::Doctor(_) => true,
-            Self::Synth(_) | Self::Completions(_) | Self::Man => false,
             Self::Plan(_) | Self::Simulate(_) | Self::Audit(_) => false,
+            Self::Synth(_) | Self::Top(_) | Self::Completions(_) | Self::Man => false,
         }
     }
 }
@@ -100,13 +108,133 @@ pub struct RunArgs {
     /// Threads that compute [default: the cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub threads: Option<u64>,
-    /// Write what the engine does (reads, evictions, stalls) to a file, one JSON object a line
+    /// Write what the engine does (compute, stalls, reads, evictions, predictions) to a file, for Perfetto or Chrome
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write metrics to a file every second, in Prometheus' text format
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
     /// Also give the logits after the prompt's last token (with --json)
     #[arg(long, requires = "json")]
     pub logits: bool,
     /// Print one JSON object instead of the text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+#[command(after_help = BENCH_HELP, args_override_self = true)]
+pub struct BenchArgs {
+    /// Models: Hugging Face directories or .gguf files
+    #[arg(required = true, value_name = "MODEL")]
+    pub models: Vec<PathBuf>,
+    /// Bytes of GPU memory [default: what is free, less a reserve]
+    #[arg(long, value_name = "LIST")]
+    pub vram: Option<Sizes>,
+    /// Bytes of host memory for weights [default: what is free, less a reserve]
+    #[arg(long, value_name = "LIST")]
+    pub ram: Option<Sizes>,
+    /// Which block goes when room is needed
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "auto")]
+    pub evict: Vec<EvictArg>,
+    /// Whether blocks are read before they are asked for
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "auto")]
+    pub prefetch: Vec<PrefetchArg>,
+    /// How files are read
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "auto")]
+    pub io: Vec<IoArg>,
+    /// What computes
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "auto")]
+    pub device: Vec<DeviceArg>,
+    /// Part of an adapter's name, as `overspill doctor` lists them; a software one must be named
+    #[arg(long, value_name = "NAME")]
+    pub adapter: Option<String>,
+    /// Threads that compute [default: the cores]
+    #[arg(long, value_name = "LIST")]
+    pub threads: Option<Counts>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "LIST", default_value = "16")]
+    pub prompt_tokens: Counts,
+    /// Tokens to generate; the first comes from the prompt, the others count as decoded
+    #[arg(long, short = 'n', value_name = "LIST", default_value = "33")]
+    pub max_new_tokens: Counts,
+    /// Precision of activations that meet quantised weights on a CPU
+    #[arg(long, value_enum, default_value_t = ActivationsArg::Q8)]
+    pub activations: ActivationsArg,
+    /// How often each configuration is run
+    #[arg(long, short = 'r', value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub repetitions: u64,
+    /// How often each is run before that, without being counted
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    pub warmup: u64,
+    /// Drop the models' files from the page cache before each run
+    #[arg(long)]
+    pub cold: bool,
+    /// How long each wire is measured, before and after
+    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
+    pub probe_seconds: Seconds,
+    /// What is printed
+    #[arg(long, short, value_enum, value_name = "FORM", default_value_t = BenchOutput::Table)]
+    pub output: BenchOutput,
+    /// Write a page with charts, for a browser
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Keep every run in a new file, one JSON object a line
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub save: Option<PathBuf>,
+    /// Go on with a benchmark that was interrupted: run what its file lacks
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Compare with results of --save; exit with 1 if something became slower
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// How much slower is a regression
+    #[arg(long, value_name = "P%", default_value = "10%", value_parser = threshold)]
+    pub threshold: Threshold,
+    /// Do not ask back when there are more than 1,000 configurations
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+const BENCH_HELP: &str = "\
+Lists: 25%,50%,100%   ranges: 10%..100%:10%, 1GiB..4GiB:512MiB, 1..8:1
+Every combination is run. Repetitions are interleaved, and every other one goes backwards.
+Exit codes as of `overspill run`; 1 also for a regression against --baseline.";
+
+/// Seconds, from a hundredth up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seconds(pub f64);
+
+/// Percent, from 0 up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Threshold(pub f64);
+
+/// What `bench` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchOutput {
+    /// A table for people
+    Table,
+    /// A table in Markdown
+    Md,
+    /// Comma-separated values, in base units
+    Csv,
+    /// One JSON object
+    Json,
+    /// One JSON object for each run, as it ends
+    Jsonl,
+}
+
+/// Arguments of `top`.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// The process of the run, or its status file [default: the run that began last]
+    #[arg(value_name = "PID|FILE")]
+    pub target: Option<String>,
+    /// Seconds between two looks
+    #[arg(long, value_name = "S", default_value = "0.5", value_parser = seconds)]
+    pub interval: Seconds,
+    /// Print the status once, as one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -311,6 +439,20 @@ fn temperature(text: &str) -> Result<f32, String> {
     }
 }
 
+fn seconds(text: &str) -> Result<Seconds, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.01..=3600.0).contains(&value) => Ok(Seconds(value)),
+        _ => Err("a number of seconds from 0.01 to 3600 is wanted".to_owned()),
+    }
+}
+
+fn threshold(text: &str) -> Result<Threshold, String> {
+    match text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>() {
+        Ok(value) if (0.0..=100.0).contains(&value) => Ok(Threshold(value)),
+        _ => Err("a percentage from 0 to 100 is wanted, such as 5%".to_owned()),
+    }
+}
+
 fn probability(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
@@ -339,6 +481,12 @@ mod tests {
         assert_eq!(args.placement.ram, Some(Size::Bytes(1_500_000_000)));
         assert_eq!(args.placement.vram, Some(Size::Percent(50.0)));
         assert_eq!((args.placement.evict, args.placement.io), (EvictArg::NextUse, IoArg::Uring));
+        let line = "overspill bench m n --vram 1GiB,2GiB --ram 10%..100%:10% --evict lru,planned --prefetch auto,off --io uring,pread \
+             --device cpu,gpu --threads 1,2 --prompt-tokens 8,16 --max-new-tokens 4 -r 5 --warmup 1 --cold -o md \
+             --report r.html --save s --baseline b --threshold 5% --yes";
+        let Command::Bench(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
+        assert_eq!((args.models.len(), args.ram.unwrap().0.len(), args.threshold), (2, 10, Threshold(5.0)));
+        assert_eq!((args.evict.len(), args.prefetch.len(), args.io.len(), args.repetitions), (2, 2, 2, 5));
         let line = "overspill synth --preset p --dtype q4_0 --format gguf --seed 1 -o x";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
     }
@@ -359,6 +507,16 @@ mod tests {
             "run m --prompt-ids 1,x",
             "run m --prompt-ids -1",
             "run m --logits",
+            "bench",
+            "bench m --ram 10%..100%",
+            "bench m --evict lru,fifo",
+            "bench m -r 0",
+            "bench m --threads 0",
+            "bench m --threshold -5%",
+            "bench m --probe-seconds 0",
+            "bench m --save a --resume b",
+            "bench m -o xml",
+            "top --interval 0",
             "synth -o x",
             "synth --preset a --config b -o x",
             "completions tcl",

@@ -11,7 +11,7 @@ use overspill::probe::{self, Shape};
 use overspill::{Catalog, FileSet, IoChoice, Stats};
 use overspill_infer::arch::{Ffn, ModelSpec};
 use overspill_infer::plan::{FfnPlan, Plan};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub struct Limit {
 }
 
 /// What of a run the limit depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Work {
     /// Distinct weight bytes that a token touches (T).
     pub touched_bytes: u64,

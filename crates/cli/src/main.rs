@@ -9,10 +9,12 @@
 mod args;
 mod audit;
 mod audit_duplicates;
+mod bench;
 mod device;
 mod disk;
 mod doctor;
 mod errors;
+mod execute;
 mod inspect;
 mod interrupt;
 mod layers;
@@ -31,9 +33,13 @@ mod simulate;
 mod simulate_lists;
 mod sizes;
 mod smallest;
+mod status;
 mod summary;
 mod synth;
+mod timeline;
+mod top;
 mod trace;
+mod watch;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
@@ -79,6 +85,8 @@ fn hush_mesa() {}
 fn execute(command: &Command) -> Outcome {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Bench(args) => bench::bench(args),
+        Command::Top(args) => top::top(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Synth(args) => synth::synth(args),

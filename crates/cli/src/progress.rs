@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
+const RUNS_STYLE: &str = "{pos}/{len} runs [{bar:30}] {eta} left  {wide_msg}";
 const BYTES_STYLE: &str = "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
 
 const ITEMS_STYLE: &str = "{msg} [{bar:30}] {human_pos}/{human_len} {eta}";
@@ -15,6 +16,13 @@ pub fn bytes(total_bytes: u64, what: &str) -> ProgressBar {
 /// A bar over things that are counted. It vanishes when it is done or dropped.
 pub fn items(total: u64, what: &str) -> ProgressBar {
     bar(total, what, ITEMS_STYLE)
+}
+
+/// A bar over runs, with the time that is left.
+pub fn runs(total: u64) -> ProgressBar {
+    let bar = bar(total, "", RUNS_STYLE);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
 }
 
 /// A spinner for work of unknown length.
@@ -39,5 +47,6 @@ mod tests {
         assert!(bar.is_hidden() || bar.length() == Some(1));
         assert!(ProgressStyle::with_template(BYTES_STYLE).is_ok());
         assert!(ProgressStyle::with_template(ITEMS_STYLE).is_ok());
+        assert!(ProgressStyle::with_template(RUNS_STYLE).is_ok());
     }
 }

@@ -64,6 +64,38 @@ impl Table {
         self.rows.push(cells.into());
     }
 
+    /// As [`Self::row`], where the columns are only known at run time.
+    pub fn row_of(&mut self, cells: Vec<String>) {
+        debug_assert_eq!(cells.len(), self.columns.len());
+        self.rows.push(cells);
+    }
+
+    /// The columns.
+    pub fn columns(&self) -> &[(&'static str, Align)] {
+        &self.columns
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
+    /// The table in Markdown.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &mut dyn Iterator<Item = String>| {
+            cells.fold(String::from("|"), |line, cell| format!("{line} {} |", cell.replace('|', "\\|"))) + "\n"
+        };
+        let mut text = line(&mut self.columns.iter().map(|(name, _)| (*name).to_owned()));
+        text += &line(&mut self.columns.iter().map(|(_, align)| match align {
+            Align::Left => "---".to_owned(),
+            Align::Right => "---:".to_owned(),
+        }));
+        for row in &self.rows {
+            text += &line(&mut row.iter().cloned());
+        }
+        text
+    }
+
     /// Whether it has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -3,25 +3,21 @@
 //! Everything that can be known to be wrong is reported before anything is written to standard output: the model's
 //! files, the prompt, the device, the budgets, in this order.
 
-use crate::args::{ActivationsArg, PlacementArgs, RunArgs};
-use crate::device::{Device, bytes_of};
-use crate::errors::{CliError, Kind, Missed, Outcome, Stop, stop};
-use crate::limit::{self, Limit, Wires, Work};
+use crate::args::RunArgs;
+use crate::device::Device;
+use crate::errors::{Kind, Outcome, Stop, stop};
+use crate::execute::{self, Run, Settings, Setup};
 use crate::prompt::Prompt;
-use crate::sizes::Size;
 use crate::summary::{Measured, Summary};
 use crate::trace::Trace;
-use crate::{interrupt, machine, progress, report, smallest};
-use overspill::Stats;
-use overspill_formats::ModelFiles;
-use overspill_infer::arch::{Ffn, ModelSpec};
-use overspill_infer::generate::{Generation, Request, Runtime, RuntimeOptions, Session};
-use overspill_infer::kernels::Activations;
+use crate::watch::Watch;
+use crate::{interrupt, limit, progress, report, smallest};
+use overspill_infer::arch::ModelSpec;
+use overspill_infer::generate::{Request, Runtime, Session};
 use overspill_infer::sampling::SamplingParams;
 use overspill_infer::tokenizer::DecodeStream;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The default temperature of prompts that are text.
 const TEMPERATURE_DEFAULT: f32 = 0.8;
@@ -43,26 +39,36 @@ pub fn run(args: &RunArgs) -> Outcome {
     }
     let files: Vec<(PathBuf, u64)> = model.catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
     let trace_file = args.trace.as_deref().map(Trace::create).transpose()?;
+    if let Some(path) = &args.metrics {
+        Watch::check(path)?;
+    }
     interrupt::install();
     let spinner = progress::spinner("opening the model");
-    let settings = Settings { placement: args.placement.clone(), kv: args.kv };
-    let attempt = |settings: &Settings| open(args, settings, &device, model.clone(), context);
-    let opened = attempt(&settings).map_err(|stop| smallest::named(stop, &settings, attempt));
+    let setup = Setup {
+        settings: Settings { placement: args.placement.clone(), kv: args.kv },
+        activations: args.activations,
+        threads: args.threads,
+        context,
+    };
+    let attempt =
+        |settings: &Settings| Setup { settings: settings.clone(), ..setup.clone() }.open(&device, model.clone());
+    let opened = attempt(&setup.settings).map_err(|stop| smallest::named(stop, &setup.settings, attempt));
     spinner.finish_and_clear();
     let (runtime, mut session) = opened?;
     let trace = match (trace_file, &args.trace) {
-        (Some(file), Some(path)) => Some(Trace::start(file, path, runtime.engine())?),
+        (Some(file), Some(path)) => Some(Trace::start(file, path, &runtime)?),
         _ => None,
     };
+    let watch = Watch::start(args, &runtime)?;
     let opened = begin.elapsed();
 
     let mut output = Output::new(args, &prompt);
-    let outcome = generate(args, &prompt, &runtime, &mut session, &mut output);
-    let outcome = outcome.and_then(|run| Ok((run, runtime.engine().stats()?)));
+    let outcome = generate(args, &prompt, &runtime, &mut session, &mut output, &watch);
     if let Some(trace) = trace {
         trace.finish()?;
     }
-    let (run, stats) = match outcome {
+    watch.finish()?;
+    let run = match outcome {
         Ok(found) => found,
         Err(stop) => {
             drop((session, runtime));
@@ -70,7 +76,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         }
     };
     let backend = session.backend_name();
-    let work = work(&runtime, &run, &stats);
+    let work = run.work(&runtime);
     let io = runtime.engine().io().clone();
     let catalog = runtime.engine().catalog();
     let measured = Measured {
@@ -86,20 +92,11 @@ pub fn run(args: &RunArgs) -> Outcome {
     // Measuring wires takes memory, so the model's goes first.
     drop((session, runtime));
     let limit = work.and_then(|work| {
-        let threads = args.threads.map_or_else(machine::cores, |threads| threads as usize);
         let time = limit::probe_time(run.generation.timings.decode);
-        measure_limit(&work, &device, &files, io.chosen, threads, time)
+        execute::measure_limit(&work, &device, &files, io.chosen, setup.threads(), time)
     });
-    let summary = Summary::new(&measured, &run, &stats, work, limit, prompt.decode(&run.generation.tokens));
+    let summary = Summary::new(&measured, &run, work, limit, prompt.decode(&run.generation.tokens));
     if args.json { summary.print_json(args.logits) } else { output.finish(&summary) }
-}
-
-/// A finished generation, and the figures at its first token.
-pub struct Run {
-    /// What the runtime says.
-    pub generation: Generation,
-    /// The engine's figures when the first token came.
-    pub at_first: Stats,
 }
 
 /// Tokens of context: what was asked for, or what prompt and new tokens need, as far as the model goes.
@@ -123,37 +120,6 @@ fn context(args: &RunArgs, prompt: &Prompt, spec: &ModelSpec) -> Outcome<usize> 
     Ok(context)
 }
 
-/// The settings that budgets are part of.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `--ram`, `--vram` and how they are used.
-    pub placement: PlacementArgs,
-    /// `--kv`.
-    pub kv: Option<Size>,
-}
-
-fn open(
-    args: &RunArgs,
-    settings: &Settings,
-    device: &Device,
-    model: ModelFiles,
-    context: usize,
-) -> Outcome<(Runtime, Session)> {
-    let kv_bytes = settings.kv.map(|size| bytes_of(size, model.catalog.weight_bytes()));
-    let engine = device.builder(&settings.placement, kv_bytes).open_model(model)?;
-    let options = RuntimeOptions {
-        activations: match args.activations {
-            ActivationsArg::F32 => Activations::F32,
-            ActivationsArg::Q8 => Activations::Q8,
-        },
-        threads: args.threads.map_or(0, |threads| threads as usize),
-        ..RuntimeOptions::default()
-    };
-    let runtime = Runtime::open(engine, options)?;
-    let session = runtime.session(Some(context))?;
-    Ok((runtime, session))
-}
-
 fn sampling(args: &RunArgs) -> SamplingParams {
     let default = if args.prompt_ids.is_some() { 0.0 } else { TEMPERATURE_DEFAULT };
     let temperature = args.sampling.temperature.unwrap_or(default);
@@ -175,71 +141,17 @@ fn generate(
     runtime: &Runtime,
     session: &mut Session,
     output: &mut Output<'_>,
+    watch: &Watch,
 ) -> Outcome<Run> {
     let stop_ids = prompt.tokenizer.as_ref().map_or(&[][..], |tokenizer| tokenizer.stop_ids());
     let request =
         Request { sampling: sampling(args), stop: stop_ids, ..Request::greedy(&prompt.tokens, args.max_new_tokens) };
-    let mut at_first = None;
-    let mut failed = None;
-    let generation = session.generate(&request, Some(interrupt::flag()), &mut |token| {
-        let told = match at_first {
-            Some(_) => Ok(()),
-            None => runtime.engine().stats().map(|stats| at_first = Some(stats)).map_err(Stop::from),
-        };
-        match told.and_then(|()| output.token(token)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(stop) => {
-                failed = Some(stop);
-                ControlFlow::Break(())
-            }
-        }
+    let run = execute::generate(runtime, session, &request, &mut |token| {
+        watch.token();
+        output.token(token)
     });
     output.clear_progress();
-    if let Some(stop) = failed {
-        return Err(stop);
-    }
-    let generation = generation?;
-    let at_first = match at_first {
-        Some(stats) => stats,
-        None => runtime.engine().stats()?,
-    };
-    Ok(Run { generation, at_first })
-}
-
-/// What the limit depends on; `None` if no token was decoded.
-fn work(runtime: &Runtime, run: &Run, stats: &Stats) -> Option<Work> {
-    let timings = &run.generation.timings;
-    let tokens = timings.decoded_tokens as f64;
-    let (gpu_keeps_bytes, keeps_bytes) = limit::kept_bytes(stats);
-    let spec = runtime.spec();
-    (timings.decoded_tokens > 0).then(|| Work {
-        touched_bytes: limit::touched_bytes(spec, runtime.model().plan(), runtime.engine().catalog()),
-        is_mixture: spec.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Experts(_))),
-        read_bytes: stats.disk.read_bytes.saturating_sub(run.at_first.disk.read_bytes) as f64 / tokens,
-        seconds: timings.decode.as_secs_f64() / tokens,
-        stall_seconds: Duration::from_nanos(stats.stall_ns.saturating_sub(run.at_first.stall_ns)).as_secs_f64()
-            / tokens,
-        gpu_keeps_bytes,
-        keeps_bytes,
-    })
-}
-
-fn measure_limit(
-    work: &Work,
-    device: &Device,
-    files: &limit::ModelPaths,
-    io: overspill::IoChoice,
-    threads: usize,
-    time: Duration,
-) -> Option<Limit> {
-    let streams = work.is_mixture && work.read_bytes > 0.0 || work.touched_bytes > work.keeps_bytes;
-    let disk = if streams { limit::disk_bytes_per_s(files, io, time) } else { None };
-    let (bus, ram) = match device {
-        Device::Cpu => (None, machine::ram_read_bytes_per_s(threads, time)),
-        #[cfg(feature = "gpu")]
-        Device::Gpu(context) => (limit::bus_bytes_per_s(context), None),
-    };
-    limit::limit(work, Wires { disk, bus, ram })
+    run
 }
 
 /// Standard output while tokens come.
@@ -323,55 +235,5 @@ impl<'a> Output<'a> {
             error.message = format!("interrupted after {count} tokens");
         }
         Stop::Error(error)
-    }
-}
-
-impl From<overspill::Error> for CliError {
-    fn from(error: overspill::Error) -> Self {
-        use overspill::{Error, ErrorKind};
-        let kind = match error.kind() {
-            ErrorKind::NotFound => Kind::NotFound,
-            ErrorKind::BadFile => Kind::BadFile,
-            ErrorKind::TooSmall => Kind::TooSmall,
-            ErrorKind::Config => Kind::Config,
-            ErrorKind::Io => Kind::Io,
-            ErrorKind::Device => Kind::Device,
-            _ => Kind::Failed,
-        };
-        let mut found = Self::new(kind, error.to_string());
-        if let Error::TooSmall { setting, bytes_min, .. } = error {
-            found.missed = Some(Missed { setting, bytes_min });
-        }
-        found
-    }
-}
-
-impl From<overspill_infer::InferError> for CliError {
-    fn from(error: overspill_infer::InferError) -> Self {
-        use overspill_infer::InferError;
-        use overspill_infer::sampling::SamplingError;
-        let kind = match error {
-            InferError::Engine(error) => return error.into(),
-            InferError::Config { .. } | InferError::Tensor { .. } | InferError::Tokenizer(_) => Kind::BadFile,
-            InferError::Input { .. } | InferError::Sampling(SamplingError::Parameter { .. }) => Kind::Config,
-            InferError::Sampling(_) => Kind::BadFile,
-            InferError::Memory { .. } => Kind::TooSmall,
-            InferError::Device(_) => Kind::Device,
-            InferError::Cancelled => Kind::Interrupted,
-            _ => Kind::Failed,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
-
-impl From<overspill::Error> for Stop {
-    fn from(error: overspill::Error) -> Self {
-        Self::Error(error.into())
-    }
-}
-
-impl From<overspill_infer::InferError> for Stop {
-    fn from(error: overspill_infer::InferError) -> Self {
-        Self::Error(error.into())
     }
 }

@@ -5,7 +5,7 @@
 //! works.
 
 use crate::errors::{Missed, Stop};
-use crate::run::Settings;
+use crate::execute::Settings;
 use crate::sizes::{Size, human_bytes};
 
 /// Tries at most; each opens the model anew, which reads its norms and biases only.

@@ -1,9 +1,9 @@
 //! What a run ends with: the object of `run --json`, or one line for people.
 
 use crate::errors::Outcome;
+use crate::execute::Run;
 use crate::limit::{Limit, Work};
 use crate::report;
-use crate::run::Run;
 use crate::sizes::human_bytes;
 use overspill::Stats;
 use overspill_infer::generate::Ended;
@@ -113,15 +113,8 @@ enum Tier {
 
 impl Summary {
     /// Puts a run's figures together.
-    pub fn new(
-        facts: &Measured,
-        run: &Run,
-        stats: &Stats,
-        work: Option<Work>,
-        limit: Option<Limit>,
-        text: Option<String>,
-    ) -> Self {
-        let timings = &run.generation.timings;
+    pub fn new(facts: &Measured, run: &Run, work: Option<Work>, limit: Option<Limit>, text: Option<String>) -> Self {
+        let (timings, stats) = (&run.generation.timings, &run.at_end);
         let rate = |tokens: usize, time: Duration| (tokens > 0).then(|| tokens as f64 / time.as_secs_f64().max(1e-9));
         let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64();
         Self {

@@ -165,19 +165,6 @@ fn the_stop_token_and_the_context_end_a_text() {
 }
 
 #[test]
-fn a_trace_tells_what_was_read() {
-    let temp = Temp::new();
-    let path = temp.arg("trace.jsonl");
-    let json = story(&["--ram", "40%", "--trace", &path, "--json"]).json();
-    let trace = std::fs::read_to_string(&path).unwrap();
-    let lines: Vec<Value> = trace.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines[0]["event"], "opened");
-    let count = |name: &str| lines.iter().filter(|line| line["event"] == name).count() as u64;
-    assert!(count("read_ended") > 0 && count("evicted") > 0, "{}", &trace[..300]);
-    assert!(count("evicted") <= json["tiers"]["host"]["evictions"].as_u64().unwrap());
-}
-
-#[test]
 fn nobody_reading_is_no_failure() {
     for args in [
         &["run", STORIES, "--device", "cpu", "--prompt", "Once", "-n", "400"][..],

@@ -170,6 +170,25 @@ mod tests {
     }
 
     #[test]
+    fn the_dashboard_asks_for_what_there_is() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/grafana/overspill.json");
+        let Ok(dashboard) = std::fs::read_to_string(path) else { return };
+        let page = render(&stats(&["gpu0", "host"]));
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let mut asked: BTreeSet<&str> = BTreeSet::new();
+        for (at, _) in dashboard.match_indices("overspill_") {
+            let rest = &dashboard[at..];
+            asked.insert(&rest[..rest.find(|c| !is_name(c)).unwrap_or(rest.len())]);
+        }
+        // The command line adds its own count of tokens.
+        asked.remove("overspill_tokens_total");
+        assert!(asked.len() > 8, "{asked:?}");
+        for name in asked {
+            assert!(page.contains(&format!("# TYPE {name} ")), "the dashboard asks for {name}");
+        }
+    }
+
+    #[test]
     fn labels_are_escaped() {
         let mut page = Page(String::new());
         page.sample("a", &[("b", "x\"\\\n")], 1);
