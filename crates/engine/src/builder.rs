@@ -5,12 +5,12 @@ use crate::driver::Driver;
 use crate::engine::{Engine, Inner};
 use crate::error::Error;
 use crate::gather::Gather;
-use crate::io::{BlockReader, IoBuf};
+use crate::io::{BlockReader, Decorator, IoBuf, MakeStorage, Opened, open_decorated};
 use crate::shared::{Note, Shared};
 use overspill_core::{BlockSize, Brain, Catalog, Config, Evict, Prefetch, TierConfig, TierId};
 use overspill_host::limits::{MemoryLimits, memory_limits};
 use overspill_host::{SlabOptions, SlabPool};
-use overspill_nvme::{FileSet, IoChoice, NvmeError, StorageOptions, open_storage};
+use overspill_nvme::{FileSet, IoChoice, NvmeError, Sink, StorageOptions};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,6 +31,7 @@ pub struct EngineBuilder {
     patience: Duration,
     window_bytes: Option<u64>,
     disks: Option<overspill_nvme::remember::Memory>,
+    decorator: Option<Decorator>,
     #[cfg(feature = "gpu")]
     gpu: Option<Arc<overspill_gpu::GpuContext>>,
     #[cfg(feature = "gpu")]
@@ -51,6 +52,7 @@ impl Default for EngineBuilder {
             patience: Duration::from_secs(30),
             window_bytes: None,
             disks: None,
+            decorator: None,
             #[cfg(feature = "gpu")]
             gpu: None,
             #[cfg(feature = "gpu")]
@@ -157,6 +159,18 @@ impl EngineBuilder {
         self
     }
 
+    /// Puts something between the engine and its reader of blocks (not of rows): `overspill_nvme::decorate` has wires of
+    /// known speed, counters and faults. For tests and measurements.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn decorate_storage(
+        mut self,
+        decorate: impl Fn(Sink<IoBuf>, MakeStorage<'_>) -> Result<Opened, NvmeError> + Send + Sync + 'static,
+    ) -> Self {
+        self.decorator = Some(Decorator(Arc::new(decorate)));
+        self
+    }
+
     /// Computes on a GPU: its memory becomes a tier above host RAM.
     #[cfg(feature = "gpu")]
     #[must_use]
@@ -210,7 +224,7 @@ impl EngineBuilder {
         let sink = Box::new(move |completion| {
             mail.mailbox.post(Note::Read(completion), true);
         });
-        let opened = open_storage::<IoBuf>(self.io, Arc::clone(&files), &self.storage, sink);
+        let opened = open_decorated(self.decorator.as_ref(), self.io, &files, &self.storage, sink);
         let (storage, probe) = opened.map_err(|e| storage_error(&e))?;
         let gather =
             Gather::new(&catalog, Arc::clone(&files), plan[host.index()].budget.apart_bytes, self.io, &self.storage)?;

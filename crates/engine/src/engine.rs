@@ -154,6 +154,22 @@ impl Engine {
         &self.inner.probe
     }
 
+    /// Looks whether the model's files are still those that were opened, and still have their names: two system calls a
+    /// file. Sequences look too, but only mind what changes the bytes that they read; whoever named a file may want to
+    /// know that its name means another one now.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] for the first file that was written to, truncated or replaced. A file that was removed can
+    /// still be read and is no error.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        match self.inner.files.check_unchanged() {
+            Err(changed) if changed.what != overspill_nvme::Change::Removed => {
+                Err(Error::Changed { path: changed.path, what: changed.what.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The GPU, if the engine has one.
     #[cfg(feature = "gpu")]
     #[must_use]

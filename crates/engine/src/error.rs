@@ -46,11 +46,11 @@ pub enum Error {
     #[error(transparent)]
     Catalog(#[from] overspill_core::CatalogError),
     /// A file that changed while it was in use.
-    #[error("{}: {what} while the model was in use: stop whatever writes it, and open the model again", path.display())]
+    #[error("{}: {what}", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
-        /// What changed.
+        /// What changed, and what to do.
         what: String,
     },
     /// A budget that has no room for the work.
@@ -88,7 +88,7 @@ pub enum Error {
         setting: String,
     },
     /// A block that could not be read, even at the second try.
-    #[error("{}: reading {bytes} bytes at {offset} of tensor '{tensor}' failed twice: {fault}; check the disk and the file", path.display())]
+    #[error("{}: reading {bytes} bytes at {offset} of tensor '{tensor}' failed twice: {}; {}", path.display(), cause_of(fault), cure_of(fault))]
     Read {
         /// The file.
         path: PathBuf,
@@ -123,6 +123,22 @@ pub enum Error {
     },
 }
 
+/// What the disk said, in the system's words where it has some.
+fn cause_of(fault: &ReadFault) -> String {
+    match fault {
+        ReadFault::System { errno } => std::io::Error::from_raw_os_error(*errno).to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// What to do about a read that failed.
+fn cure_of(fault: &ReadFault) -> &'static str {
+    match fault {
+        ReadFault::EndOfFile { .. } => "stop whatever writes the file, and open the model again",
+        _ => "check the disk (the system's log says more), or copy the model to another",
+    }
+}
+
 impl Error {
     /// Its kind.
     #[must_use]
@@ -135,6 +151,7 @@ impl Error {
             Self::TooSmall { .. } => ErrorKind::TooSmall,
             Self::NotContiguous { .. } => ErrorKind::NotContiguous,
             Self::PinnedOut { .. } => ErrorKind::PinnedOut,
+            Self::Read { fault: ReadFault::EndOfFile { .. }, .. } => ErrorKind::BadFile,
             Self::Read { .. } | Self::Storage(_) | Self::Memory(_) => ErrorKind::Io,
             Self::Device(_) => ErrorKind::Device,
             Self::Closed => ErrorKind::Closed,

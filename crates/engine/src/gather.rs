@@ -75,9 +75,8 @@ impl Gather {
         wanted.clear();
         wanted.extend(missing.iter().map(|&index| rows[index]));
         read.resize(wanted.len() * row_bytes, 0);
-        self.gatherer
-            .read(tensor.file, wanted, row_bytes, tensor.offset, read)
-            .map_err(|e| self.error(info.tensor, e))?;
+        let result = Self::retried(|| self.gatherer.read(tensor.file, wanted, row_bytes, tensor.offset, read));
+        result.map_err(|e| self.error(info.tensor, e))?;
         self.count(wanted.len(), read.len());
         for (bytes, &index) in read.chunks_exact(row_bytes).zip(&*missing) {
             destination[index * row_bytes..(index + 1) * row_bytes].copy_from_slice(bytes);
@@ -115,11 +114,18 @@ impl Gather {
     pub(crate) fn range(&self, tensor: TensorId, offset: u64, destination: &mut [u8]) -> Result<(), Error> {
         let info = self.catalog.tensor(tensor);
         let bytes = destination.len();
-        self.gatherer
-            .read(info.file, &[0], bytes, info.offset + offset, destination)
-            .map_err(|e| self.error(tensor, e))?;
+        let result = Self::retried(|| self.gatherer.read(info.file, &[0], bytes, info.offset + offset, destination));
+        result.map_err(|e| self.error(tensor, e))?;
         self.count(1, destination.len());
         Ok(())
+    }
+
+    /// Reads a second time if the disk fails: rows get the one retry that the brain gives blocks.
+    fn retried(mut read: impl FnMut() -> Result<(), GatherError>) -> Result<(), GatherError> {
+        match read() {
+            Err(GatherError::Read { .. }) => read(),
+            other => other,
+        }
     }
 
     fn count(&self, reads: usize, bytes: usize) {

@@ -6,12 +6,14 @@ use overspill_core::catalog::ALIGN_BYTES;
 use overspill_core::seam::{Buffer, Completion, Read, ReadFault, Storage};
 use overspill_core::{BlockId, Catalog, FileId, TransferId};
 use overspill_host::{AlignedBuf, HostError, SlotBuf};
+use overspill_nvme::{FileSet, IoChoice, NvmeError, Probe, Sink, StorageOptions, open_storage};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Where a read's bytes go.
-pub(crate) enum IoBuf {
+#[doc(hidden)]
+pub enum IoBuf {
     /// A slot.
     Slot(SlotBuf),
     /// Memory on the way to a slot.
@@ -25,6 +27,45 @@ impl Buffer for IoBuf {
             Self::Bounce(buffer) => buffer.bytes_mut(),
         }
     }
+}
+
+/// Makes the engine's reader, given where its completions go.
+#[doc(hidden)]
+pub type MakeStorage<'a> = Box<dyn FnOnce(Sink<IoBuf>) -> Result<Opened, NvmeError> + 'a>;
+/// A reader of blocks.
+#[doc(hidden)]
+pub type Opened = Box<dyn Storage<IoBuf>>;
+
+/// Puts something around the engine's reader: a wire of known speed, a count, faults.
+#[derive(Clone)]
+pub(crate) struct Decorator(pub(crate) Arc<Decorate>);
+
+pub(crate) type Decorate = dyn Fn(Sink<IoBuf>, MakeStorage<'_>) -> Result<Opened, NvmeError> + Send + Sync;
+
+impl std::fmt::Debug for Decorator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decorator").finish_non_exhaustive()
+    }
+}
+
+/// Opens the reader of blocks, with what belongs around it.
+pub(crate) fn open_decorated(
+    decorator: Option<&Decorator>,
+    io: IoChoice,
+    files: &Arc<FileSet>,
+    options: &StorageOptions,
+    sink: Sink<IoBuf>,
+) -> Result<(Opened, Probe), NvmeError> {
+    let Some(decorator) = decorator else { return open_storage(io, Arc::clone(files), options, sink) };
+    let mut probe = None;
+    let make = Box::new(|sink: Sink<IoBuf>| {
+        let (storage, found) = open_storage(io, Arc::clone(files), options, sink)?;
+        probe = Some(found);
+        Ok(storage)
+    });
+    let storage = (decorator.0)(sink, make)?;
+    let none = || NvmeError::Resources { what: "reader", source: std::io::Error::other("the decorator made none") };
+    Ok((storage, probe.ok_or_else(none)?))
 }
 
 /// Ids of partial reads have this bit; the brain's never do.

@@ -74,6 +74,8 @@ pub use error::{Error, ErrorKind};
 pub use events::Event;
 #[cfg(feature = "gpu")]
 pub use gpu::GpuSlice;
+#[doc(hidden)]
+pub use io::{IoBuf, MakeStorage, Opened};
 pub use lease::{Lease, LeaseSet, Pending};
 pub use overspill_core::catalog::ALIGN_BYTES;
 pub use overspill_core::{

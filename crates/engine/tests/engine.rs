@@ -371,7 +371,7 @@ fn a_truncated_file_is_an_error_and_not_a_crash() {
         let file = std::fs::OpenOptions::new().write(true).open(&fixture.path).unwrap();
         file.set_len(OFFSET + MATRIX).unwrap();
         let error = engine.acquire(last.block).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Io);
+        assert_eq!(error.kind(), ErrorKind::BadFile);
         let text = error.to_string();
         assert!(text.contains("'m11'") && text.contains("truncated"), "{text}");
         let lease = engine.acquire(first.block).unwrap();

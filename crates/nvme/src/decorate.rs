@@ -274,6 +274,29 @@ pub struct Wire {
     pub latency: Duration,
 }
 
+/// A handle on the wire of a [`Throttled`] reader, by which it gets faster or slower while it is used.
+#[derive(Clone, Debug)]
+pub struct WireControl(Arc<Mutex<Wire>>);
+
+impl WireControl {
+    /// Changes the wire for reads submitted from now on; those that wait keep their times.
+    pub fn set(&self, wire: Wire) {
+        *self.0.lock() = wire;
+    }
+
+    /// The wire as it is.
+    #[must_use]
+    pub fn get(&self) -> Wire {
+        *self.0.lock()
+    }
+}
+
+impl From<Wire> for WireControl {
+    fn from(wire: Wire) -> Self {
+        Self(Arc::new(Mutex::new(wire)))
+    }
+}
+
 /// Makes a reader behave as one on a slower wire. Reads pass in order, each when the wire could have delivered it.
 pub struct Throttled<B: Buffer, S> {
     line: Arc<Line<B>>,
@@ -285,6 +308,7 @@ pub struct Throttled<B: Buffer, S> {
 struct Line<B> {
     state: Mutex<LineState<B>>,
     changed: Condvar,
+    wire: WireControl,
 }
 
 struct LineState<B> {
@@ -293,16 +317,15 @@ struct LineState<B> {
     cancelled: Vec<Read<B>>,
     free_at: Instant,
     closed: bool,
-    wire: Wire,
 }
 
 impl<B: Buffer, S: Storage<B> + 'static> Throttled<B, S> {
-    /// Slows down the reader that `make` makes.
+    /// Slows down the reader that `make` makes, to a [`Wire`] or to what a [`WireControl`] says at the time.
     ///
     /// # Errors
     /// [`NvmeError::Resources`] if there is no thread to be had; those of `make`.
     pub fn around<E: From<NvmeError>>(
-        wire: Wire,
+        wire: impl Into<WireControl>,
         sink: Sink<B>,
         make: impl FnOnce(Sink<B>) -> Result<S, E>,
     ) -> Result<Self, E> {
@@ -310,8 +333,8 @@ impl<B: Buffer, S: Storage<B> + 'static> Throttled<B, S> {
         let of_inner = Arc::clone(&sink);
         let inner = Arc::new(make(Box::new(move |completion| of_inner(completion)))?);
         let state =
-            LineState { waiting: VecDeque::new(), cancelled: Vec::new(), free_at: Instant::now(), closed: false, wire };
-        let line = Arc::new(Line { state: Mutex::new(state), changed: Condvar::new() });
+            LineState { waiting: VecDeque::new(), cancelled: Vec::new(), free_at: Instant::now(), closed: false };
+        let line = Arc::new(Line { state: Mutex::new(state), changed: Condvar::new(), wire: wire.into() });
         let (of_thread, to) = (Arc::clone(&line), Arc::clone(&inner));
         let thread = std::thread::Builder::new()
             .name("overspill-throttle".into())
@@ -360,12 +383,12 @@ impl<B: Buffer> Line<B> {
 impl<B: Buffer, S: Storage<B>> Storage<B> for Throttled<B, S> {
     fn submit(&self, reads: &mut Vec<Read<B>>) {
         let mut state = self.line.state.lock();
-        let now = Instant::now();
+        let (now, wire) = (Instant::now(), self.line.wire.get());
         for read in reads.drain(..) {
             // A day is long enough for any test, and no wire is so slow that the sum overflows.
-            let seconds = (read.len as f64 / state.wire.bytes_per_s).clamp(0.0, 86_400.0);
+            let seconds = (read.len as f64 / wire.bytes_per_s).clamp(0.0, 86_400.0);
             state.free_at = state.free_at.max(now) + Duration::from_secs_f64(seconds);
-            let due = state.free_at + state.wire.latency;
+            let due = state.free_at + wire.latency;
             state.waiting.push_back((due, read));
         }
         self.line.changed.notify_one();
