@@ -8,7 +8,7 @@ use crate::machine;
 use crate::sizes::Size;
 use overspill::Stats;
 use overspill_formats::ModelFiles;
-use overspill_infer::arch::Ffn;
+use overspill_infer::arch::{Ffn, ModelSpec};
 use overspill_infer::generate::{Generation, Request, Runtime, RuntimeOptions, Session};
 use overspill_infer::kernels::Activations;
 use std::ops::ControlFlow;
@@ -48,7 +48,6 @@ impl Setup {
     /// Budgets that are too small, files that cannot be read, settings that cannot be met.
     pub fn open(&self, device: &Device, model: ModelFiles) -> Outcome<(Runtime, Session)> {
         let kv_bytes = self.settings.kv.map(|size| bytes_of(size, model.catalog.weight_bytes()));
-        let engine = device.builder(&self.settings.placement, kv_bytes).open_model(model)?;
         let options = RuntimeOptions {
             activations: match self.activations {
                 ActivationsArg::F32 => Activations::F32,
@@ -57,7 +56,14 @@ impl Setup {
             threads: self.threads.map_or(0, |threads| threads as usize),
             ..RuntimeOptions::default()
         };
-        let runtime = Runtime::open(engine, options)?;
+        let mut builder = device.builder(&self.settings.placement, kv_bytes);
+        if device.kind() == "cpu" {
+            let need = options.host_need(&ModelSpec::from(&model.metadata, &model.catalog)?, self.context);
+            // A cache that --kv bounds has been set aside already.
+            let kv_bytes = if kv_bytes.is_some() { 0 } else { need.kv_bytes };
+            builder = builder.beside_bytes(need.scratch_bytes.saturating_add(kv_bytes));
+        }
+        let runtime = Runtime::open(builder.open_model(model)?, options)?;
         let session = runtime.session(Some(self.context))?;
         Ok((runtime, session))
     }

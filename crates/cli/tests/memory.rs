@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 800 << 20;
 const GROUP_BYTES: u64 = 1 << 30;
+const SMALL_GROUP_BYTES: u64 = 170 << 20;
 /// What the program needs beside weights: its own pages, stacks, the tokenizer's tables, activations.
 const OVERHEAD_BYTES: u64 = 64 << 20;
 /// The shape of TinyLlama in f16: 2.05 GiB.
@@ -21,8 +22,9 @@ const PRESET: &str = "tinyllama-1.1b";
 const MODEL_BYTES_MIN: u64 = 2 << 30;
 
 fn main() {
-    let group = Group::new();
-    let no_group = group.is_none();
+    let group = Group::new("large", GROUP_BYTES);
+    let small = Group::new("small", SMALL_GROUP_BYTES);
+    let no_group = group.is_none() || small.is_none();
     let model = Arc::new(Model::default());
     let shared = Arc::clone(&model);
     let trials = vec![
@@ -38,7 +40,34 @@ fn main() {
             move || check(&run(&model, None))
         }),
     ];
+    let mut trials = trials;
+    trials.push(trial("the_default_budget_leaves_room_for_a_long_prompt", no_group, move || {
+        let group = small.unwrap();
+        long_prompt(&group);
+        assert_eq!(group.oom_kills(), 0);
+    }));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Two layers that are wide, and a prompt that is long: activations take nearly half of what the process may have.
+fn long_prompt(group: &Group) {
+    let temp = Temp::new();
+    let config = temp.arg("config.json");
+    let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+        "intermediate_size": 5632, "num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "vocab_size": 1024, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}"#;
+    fs::write(&config, shape).unwrap();
+    let path = temp.arg("wide.gguf");
+    overspill(&["synth", "--config", &config, "--dtype", "f16", "--format", "gguf", "-o", &path]).ok();
+    let prompt: Vec<String> = (0..400).map(|index| (index * 7 % 1000).to_string()).collect();
+    let prompt = prompt.join(",");
+    let json =
+        in_group(group, &["run", &path, "--device", "cpu", "--prompt-ids", &prompt, "-n", "2", "--json"]).ok().json();
+    let host = &json["tiers"]["host"];
+    let budget = host["budget_bytes"].as_u64().unwrap();
+    assert!(budget < SMALL_GROUP_BYTES && host["evictions"].as_u64().unwrap() > 0, "{host}");
+    let used = json["peak_resident_bytes"].as_u64().unwrap();
+    assert!(used > SMALL_GROUP_BYTES * 7 / 10, "it fills what it may have: {used}");
 }
 
 fn trial(name: &str, ignored: bool, test: impl FnOnce() + Send + 'static) -> Trial {
@@ -83,17 +112,21 @@ impl Model {
 fn run(model: &Model, group: Option<&Group>) -> serde_json::Value {
     let path = model.path();
     let args = ["run", &path, "--device", "cpu", "--ram", "800MiB", "--prompt-ids", "1,2,3,4", "-n", "3", "--json"];
-    let ran = match group {
+    match group {
         None => overspill(&args),
-        Some(group) => {
-            let plain = command(&args);
-            let mut shell = std::process::Command::new("sh");
-            shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.0.join("cgroup.procs"));
-            shell.arg(plain.get_program()).args(plain.get_args()).current_dir(common::root());
-            common::finish(&mut shell)
-        }
-    };
-    ran.ok().json()
+        Some(group) => in_group(group, &args),
+    }
+    .ok()
+    .json()
+}
+
+/// Runs the program in a control group.
+fn in_group(group: &Group, args: &[&str]) -> common::Ran {
+    let plain = command(args);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.0.join("cgroup.procs"));
+    shell.arg(plain.get_program()).args(plain.get_args()).current_dir(common::root());
+    common::finish(&mut shell)
 }
 
 fn check(json: &serde_json::Value) {
@@ -113,10 +146,10 @@ struct Group(PathBuf);
 
 impl Group {
     /// Makes one below the group of this process; `None` where that is not allowed.
-    fn new() -> Option<Self> {
+    fn new(label: &str, limit_bytes: u64) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let name = format!("overspill-test-{}", std::process::id());
+        let name = format!("overspill-test-{label}-{}", std::process::id());
         for line in mounts.lines() {
             let (left, right) = line.split_once(" - ")?;
             let point = left.split(' ').nth(4)?;
@@ -132,7 +165,7 @@ impl Group {
             let Some(within) = entry.and_then(|l| l.splitn(3, ':').nth(2)) else { continue };
             for parent in [Path::new(point).join(within.trim_start_matches('/')), PathBuf::from(point)] {
                 let group = Self(parent.join(&name));
-                if fs::create_dir(&group.0).is_ok() && fs::write(group.0.join(limit), GROUP_BYTES.to_string()).is_ok() {
+                if fs::create_dir(&group.0).is_ok() && fs::write(group.0.join(limit), limit_bytes.to_string()).is_ok() {
                     return Some(group);
                 }
             }

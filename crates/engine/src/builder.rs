@@ -305,6 +305,8 @@ impl EngineBuilder {
         let free = limits.available_bytes().unwrap_or(u64::MAX).saturating_sub(beside);
         let budget_bytes = match self.ram {
             Budget::Auto => free.min(useful),
+            // All of the weights, and the rounding that they need in memory.
+            all @ Budget::Percent(share) if share >= 100.0 => all.resolve("--ram", weights, free)?.max(useful),
             given => given.resolve("--ram", weights, free)?,
         };
         let apart_bytes = if catalog.tables().is_empty() { 0 } else { row_cache_bytes(budget_bytes) };
