@@ -242,15 +242,15 @@ pub struct TopArgs {
 /// How the next token is chosen.
 #[derive(Args, Debug)]
 pub struct SamplingArgs {
-    /// 0 always takes the likeliest token [default: 0 with --prompt-ids, else 0.8]
+    /// 0 always takes the likeliest token [default: 0 with --prompt-ids, else the model's, else 0.8]
     #[arg(long, value_name = "T", value_parser = temperature, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
-    /// Choose among the K likeliest tokens only; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: u32,
-    /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
-    pub top_p: f32,
+    /// Choose among the K likeliest tokens only; 0 for all [default: the model's, else 40]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Choose among the likeliest tokens that together have this probability [default: the model's, else 0.95]
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub top_p: Option<f32>,
     /// Seed of the random choice: the same seed gives the same text
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,

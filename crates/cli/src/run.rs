@@ -4,6 +4,7 @@
 //! files, the prompt, the device, the budgets, in this order.
 
 use crate::args::RunArgs;
+use crate::changes::Changes;
 use crate::device::Device;
 use crate::errors::{Kind, Outcome, Stop, stop};
 use crate::execute::{self, Run, Settings, Setup};
@@ -11,16 +12,13 @@ use crate::prompt::Prompt;
 use crate::summary::{Measured, Summary};
 use crate::trace::Trace;
 use crate::watch::Watch;
-use crate::{interrupt, limit, progress, report, smallest};
+use crate::{interrupt, limit, progress, report, sampling, smallest};
 use overspill_infer::arch::ModelSpec;
 use overspill_infer::generate::{Request, Runtime, Session};
 use overspill_infer::sampling::SamplingParams;
 use overspill_infer::tokenizer::DecodeStream;
 use std::path::PathBuf;
 use std::time::Instant;
-
-/// The default temperature of prompts that are text.
-const TEMPERATURE_DEFAULT: f32 = 0.8;
 
 /// Generates.
 ///
@@ -32,6 +30,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let spec = ModelSpec::from(&model.metadata, &model.catalog)?;
     let prompt = Prompt::of(args, &model, spec.vocab)?;
     let context = context(args, &prompt, &spec)?;
+    let sampling = sampling::params(&args.sampling, &model, args.prompt_ids.is_some())?;
     let device = Device::choose(&args.placement)?;
     if args.kv.is_some() && device.kind() == "gpu" {
         let message = "--kv is for the CPU; on a GPU the cache is part of --vram: leave it out, or use --device cpu";
@@ -43,6 +42,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         Watch::check(path)?;
     }
     interrupt::install();
+    let changes = Changes::start(&args.placement);
     let spinner = progress::spinner("opening the model");
     let setup = Setup {
         settings: Settings { placement: args.placement.clone(), kv: args.kv },
@@ -63,7 +63,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let opened = begin.elapsed();
 
     let mut output = Output::new(args, &prompt);
-    let outcome = generate(args, &prompt, &runtime, &mut session, &mut output, &watch);
+    let outcome = generate(args, &prompt, sampling, &runtime, &mut session, &mut output, (&watch, changes));
     if let Some(trace) = trace {
         trace.finish()?;
     }
@@ -120,35 +120,21 @@ fn context(args: &RunArgs, prompt: &Prompt, spec: &ModelSpec) -> Outcome<usize> 
     Ok(context)
 }
 
-fn sampling(args: &RunArgs) -> SamplingParams {
-    let default = if args.prompt_ids.is_some() { 0.0 } else { TEMPERATURE_DEFAULT };
-    let temperature = args.sampling.temperature.unwrap_or(default);
-    if temperature == 0.0 {
-        return SamplingParams::greedy();
-    }
-    SamplingParams {
-        temperature,
-        top_k: args.sampling.top_k,
-        top_p: args.sampling.top_p,
-        seed: args.sampling.seed,
-        ..SamplingParams::default()
-    }
-}
-
 fn generate(
     args: &RunArgs,
     prompt: &Prompt,
+    sampling: SamplingParams,
     runtime: &Runtime,
     session: &mut Session,
     output: &mut Output<'_>,
-    watch: &Watch,
+    (watch, mut changes): (&Watch, Changes),
 ) -> Outcome<Run> {
     let stop_ids = prompt.tokenizer.as_ref().map_or(&[][..], |tokenizer| tokenizer.stop_ids());
-    let request =
-        Request { sampling: sampling(args), stop: stop_ids, ..Request::greedy(&prompt.tokens, args.max_new_tokens) };
+    let request = Request { sampling, stop: stop_ids, ..Request::greedy(&prompt.tokens, args.max_new_tokens) };
     let run = execute::generate(runtime, session, &request, &mut |token| {
         watch.token();
-        output.token(token)
+        output.token(token)?;
+        changes.look(runtime.engine())
     });
     output.clear_progress();
     run

@@ -61,6 +61,38 @@ fn the_seed_decides_and_temperature_zero_is_greedy() {
 }
 
 #[test]
+fn a_model_s_own_sampling_is_the_default_of_text_prompts() {
+    let model = common::copy_of(STORIES);
+    let path = model.path().to_str().unwrap();
+    let run = |more: &[&str]| {
+        let mut args = vec!["run", path, "--device", "cpu", "-n", "24"];
+        args.extend(more);
+        overspill(&args)
+    };
+    let text = |more: &[&str]| run(&[&["--prompt", "Once upon a time,"][..], more].concat()).ok().stdout;
+    let ids = || run(&["--prompt-ids", "1,2,3"]).ok().stdout;
+    let (before, greedy, of_ids) = (text(&[]), text(&["--temperature", "0"]), ids());
+    assert_ne!(before, greedy);
+    let set = |to: &str| {
+        let file = model.join("generation_config.json");
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let to: Value = serde_json::from_str(to).unwrap();
+        config.as_object_mut().unwrap().extend(to.as_object().unwrap().clone());
+        std::fs::write(&file, config.to_string()).unwrap();
+    };
+    set(r#"{"do_sample": true, "temperature": 3.0, "top_k": 0, "top_p": 1.0}"#);
+    let hot = text(&[]);
+    assert!(hot != before && hot != greedy);
+    assert_eq!(text(&["--temperature", "0.8", "--top-k", "40", "--top-p", "0.95"]), before, "the command line wins");
+    assert_eq!(ids(), of_ids, "ids stay greedy");
+    set(r#"{"temperature": 1.0, "top_k": 1}"#);
+    assert_eq!(text(&[]), greedy);
+    set(r#"{"temperature": "warm"}"#);
+    run(&["--prompt", "Once"]).refused(3, &["generation_config.json", "temperature", "warm"]);
+    assert_eq!(ids(), of_ids, "what is not asked for is no obstacle");
+}
+
+#[test]
 fn the_report_has_the_contracts_fields() {
     let json = story(&["--ram", "40%", "--json", "--logits"]).json();
     let number = |path: &str| {
@@ -183,31 +215,17 @@ fn nobody_reading_is_no_failure() {
     }
 }
 
-/// Sends the signal of Ctrl-C.
-#[cfg(unix)]
-fn interrupt(child: &std::process::Child) {
-    let kill = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-}
-
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_with_130_and_what_was_generated() {
     let temp = Temp::new();
-    // Large enough that it does not end by itself at once.
-    let model = temp.arg("model");
-    let config = temp.arg("config.json");
-    let text = std::fs::read_to_string(common::root().join(STORIES).join("config.json")).unwrap();
-    let text =
-        text.replace("\"hidden_size\": 128", "\"hidden_size\": 512").replace("\"head_dim\": 32", "\"head_dim\": 128");
-    std::fs::write(&config, text.replace("\"intermediate_size\": 384", "\"intermediate_size\": 4096")).unwrap();
-    overspill(&["synth", "--config", &config, "--dtype", "f32", "-o", &model]).ok();
+    let model = common::slow_model(&temp);
     let args = ["run", &model, "--device", "cpu", "--prompt-ids", "1,2,3", "-n", "500", "--ram", "20%"];
     let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut first = Vec::new();
     stdout.read_until(b',', &mut first).unwrap();
-    interrupt(&child);
+    common::interrupt(&child);
     let begin = Instant::now();
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();

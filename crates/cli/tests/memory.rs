@@ -5,12 +5,10 @@
 
 mod common;
 
-use common::{Temp, command, overspill};
+use common::group::Group;
+use common::{Temp, overspill};
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 800 << 20;
 const GROUP_BYTES: u64 = 1 << 30;
@@ -27,7 +25,7 @@ fn main() {
     let no_group = group.is_none() || small.is_none();
     let model = Arc::new(Model::default());
     let shared = Arc::clone(&model);
-    let trials = vec![
+    let mut trials = vec![
         trial("a_model_of_2_gib_decodes_in_a_control_group_of_1_gib", no_group || !model.has_room(), move || {
             let group = group.unwrap();
             let json = run(&shared, Some(&group));
@@ -40,7 +38,6 @@ fn main() {
             move || check(&run(&model, None))
         }),
     ];
-    let mut trials = trials;
     trials.push(trial("the_default_budget_leaves_room_for_a_long_prompt", no_group, move || {
         let group = small.unwrap();
         long_prompt(&group);
@@ -56,7 +53,7 @@ fn long_prompt(group: &Group) {
     let shape = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
         "intermediate_size": 5632, "num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 4,
         "vocab_size": 1024, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}"#;
-    fs::write(&config, shape).unwrap();
+    std::fs::write(&config, shape).unwrap();
     let path = temp.arg("wide.gguf");
     overspill(&["synth", "--config", &config, "--dtype", "f16", "--format", "gguf", "-o", &path]).ok();
     let prompt: Vec<String> = (0..400).map(|index| (index * 7 % 1000).to_string()).collect();
@@ -122,11 +119,7 @@ fn run(model: &Model, group: Option<&Group>) -> serde_json::Value {
 
 /// Runs the program in a control group.
 fn in_group(group: &Group, args: &[&str]) -> common::Ran {
-    let plain = command(args);
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(group.0.join("cgroup.procs"));
-    shell.arg(plain.get_program()).args(plain.get_args()).current_dir(common::root());
-    common::finish(&mut shell)
+    common::finish(&mut group.command(args))
 }
 
 fn check(json: &serde_json::Value) {
@@ -139,60 +132,4 @@ fn check(json: &serde_json::Value) {
     assert!(number(&host["evictions"]) > 0, "{host}");
     let most = RAM_BYTES + number(&host["reserved_bytes"]) + OVERHEAD_BYTES;
     assert!(number(&json["peak_resident_bytes"]) <= most, "{} of {most}", json["peak_resident_bytes"]);
-}
-
-/// A control group for memory, of either version.
-struct Group(PathBuf);
-
-impl Group {
-    /// Makes one below the group of this process; `None` where that is not allowed.
-    fn new(label: &str, limit_bytes: u64) -> Option<Self> {
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let name = format!("overspill-test-{label}-{}", std::process::id());
-        for line in mounts.lines() {
-            let (left, right) = line.split_once(" - ")?;
-            let point = left.split(' ').nth(4)?;
-            let kind = right.split(' ').next()?;
-            let memory = right.split(' ').nth(2).is_some_and(|options| options.split(',').any(|o| o == "memory"));
-            let (entry, limit) = match kind {
-                "cgroup" if memory => {
-                    (own.lines().find(|l| l.contains(":memory:") || l.contains(",memory")), "memory.limit_in_bytes")
-                }
-                "cgroup2" => (own.lines().find(|l| l.starts_with("0::")), "memory.max"),
-                _ => continue,
-            };
-            let Some(within) = entry.and_then(|l| l.splitn(3, ':').nth(2)) else { continue };
-            for parent in [Path::new(point).join(within.trim_start_matches('/')), PathBuf::from(point)] {
-                let group = Self(parent.join(&name));
-                if fs::create_dir(&group.0).is_ok() && fs::write(group.0.join(limit), limit_bytes.to_string()).is_ok() {
-                    return Some(group);
-                }
-            }
-        }
-        None
-    }
-
-    fn oom_kills(&self) -> u64 {
-        let files = ["memory.oom_control", "memory.events"];
-        let text = files.into_iter().find_map(|name| fs::read_to_string(self.0.join(name)).ok()).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        line.map_or(0, |count| count.trim().parse().unwrap())
-    }
-
-    fn peak_bytes(&self) -> Option<u64> {
-        let files = ["memory.max_usage_in_bytes", "memory.peak"];
-        let text = files.into_iter().find_map(|name| fs::read_to_string(self.0.join(name)).ok())?;
-        text.trim().parse().ok()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // The last process of the group is gone a moment after it has been waited for.
-        let begin = Instant::now();
-        while fs::remove_dir(&self.0).is_err() && begin.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
 }

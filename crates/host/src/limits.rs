@@ -59,6 +59,40 @@ impl MemoryLimits {
     }
 }
 
+/// Looks at the limits of this process's cgroups again and again, for the price of reading a few small files.
+#[derive(Debug)]
+pub struct LimitWatch {
+    /// Those of every level, of both versions of the interface.
+    files: Vec<PathBuf>,
+    lowest_bytes: Option<u64>,
+}
+
+impl LimitWatch {
+    /// Watches from now on.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::below(Path::new("/"))
+    }
+
+    fn below(root: &Path) -> Self {
+        let mut watch = Self { files: limit_files(root), lowest_bytes: None };
+        watch.lowest_bytes = watch.lowest();
+        watch
+    }
+
+    /// The lowest limit, if it is lower than at the last look.
+    pub fn sunk_to(&mut self) -> Option<u64> {
+        let now = self.lowest();
+        let before = std::mem::replace(&mut self.lowest_bytes, now);
+        now.filter(|&now| before.is_none_or(|before| now < before))
+    }
+
+    fn lowest(&self) -> Option<u64> {
+        let limits = self.files.iter().filter_map(|file| limit_in(file.parent()?, file.file_name()?.to_str()?));
+        limits.min()
+    }
+}
+
 /// Reads the limits of this process as they are now.
 #[must_use]
 pub fn memory_limits() -> MemoryLimits {
@@ -144,28 +178,29 @@ impl Mount {
         Some(Self { version, root, point })
     }
 
-    /// The limits of a cgroup and of all above it that the mount shows.
-    fn limits(&self, system_root: &Path, cgroup: &str) -> Vec<CgroupLimit> {
+    /// The directories of a cgroup and of all above it that the mount shows.
+    fn levels(&self, system_root: &Path, cgroup: &str) -> Vec<PathBuf> {
         let below = Path::new(cgroup).strip_prefix(&self.root).unwrap_or(Path::new(""));
         let point = system_root.join(self.point.strip_prefix("/").unwrap_or(&self.point));
-        below.ancestors().filter_map(|dir| self.version.limit(&point.join(dir))).collect()
+        below.ancestors().map(|dir| point.join(dir)).collect()
     }
 }
 
 impl Version {
+    /// The files that limit what a group may take.
+    fn limit_names(self) -> &'static [&'static str] {
+        match self {
+            Self::One => &["memory.limit_in_bytes"],
+            Self::Two => &["memory.max", "memory.high"],
+        }
+    }
+
     fn limit(self, dir: &Path) -> Option<CgroupLimit> {
-        /// The first version says "unlimited" with a number near 2⁶³.
-        const UNLIMITED_FROM: u64 = 1 << 62;
+        let limit = self.limit_names().iter().filter_map(|name| limit_in(dir, name)).min();
         let number = |name: &str| read(dir, name).trim().parse::<u64>().ok();
-        let (limit, used, [inactive, active]) = match self {
-            Self::One => {
-                let limit = number("memory.limit_in_bytes").filter(|&bytes| bytes < UNLIMITED_FROM);
-                (limit, number("memory.usage_in_bytes"), ["total_inactive_file", "total_active_file"])
-            }
-            Self::Two => {
-                let limit = number("memory.max").into_iter().chain(number("memory.high")).min();
-                (limit, number("memory.current"), ["inactive_file", "active_file"])
-            }
+        let (used, [inactive, active]) = match self {
+            Self::One => (number("memory.usage_in_bytes"), ["total_inactive_file", "total_active_file"]),
+            Self::Two => (number("memory.current"), ["inactive_file", "active_file"]),
         };
         let stat = read(dir, "memory.stat");
         let stat = |name| field(&stat, name).unwrap_or(0);
@@ -179,7 +214,15 @@ impl Version {
     }
 }
 
-fn tightest_cgroup(root: &Path) -> Option<CgroupLimit> {
+/// A limit in bytes, if the file has a number that is one.
+fn limit_in(dir: &Path, name: &str) -> Option<u64> {
+    /// The first version says "unlimited" with a number near 2⁶³.
+    const UNLIMITED_FROM: u64 = 1 << 62;
+    read(dir, name).trim().parse::<u64>().ok().filter(|&bytes| bytes < UNLIMITED_FROM)
+}
+
+/// The directories of this process's memory cgroups, each mount's with all above it.
+fn cgroups(root: &Path) -> Vec<(Version, Vec<PathBuf>)> {
     let own = read(root, "proc/self/cgroup");
     let path_of = |version: Version| {
         own.lines().find_map(|line| {
@@ -193,11 +236,21 @@ fn tightest_cgroup(root: &Path) -> Option<CgroupLimit> {
         })
     };
     let mounts = read(root, "proc/self/mountinfo");
-    let limits = mounts.lines().filter_map(Mount::parse).filter_map(|mount| {
-        let limits = mount.limits(root, path_of(mount.version)?);
-        limits.into_iter().min_by_key(CgroupLimit::available_bytes)
-    });
+    let mounts = mounts.lines().filter_map(Mount::parse);
+    mounts.filter_map(|mount| Some((mount.version, mount.levels(root, path_of(mount.version)?)))).collect()
+}
+
+fn tightest_cgroup(root: &Path) -> Option<CgroupLimit> {
+    let groups = cgroups(root);
+    let limits = groups.iter().flat_map(|(version, levels)| levels.iter().filter_map(|dir| version.limit(dir)));
     limits.min_by_key(CgroupLimit::available_bytes)
+}
+
+fn limit_files(root: &Path) -> Vec<PathBuf> {
+    let files = cgroups(root).into_iter().flat_map(|(version, levels)| {
+        levels.into_iter().flat_map(move |dir| version.limit_names().iter().map(move |name| dir.join(name)))
+    });
+    files.filter(|file| file.is_file()).collect()
 }
 
 /// Undoes the octal escapes (`\040` for a space) of mount tables.
@@ -300,6 +353,34 @@ mod tests {
         let limits = MemoryLimits::read(&root.0);
         assert_eq!((limits.available_bytes(), limits.cgroup), (Some(6_144_000), None));
         assert_eq!(MemoryLimits::read(&root.0.join("nowhere")).available_bytes(), None);
+    }
+
+    #[test]
+    fn a_limit_that_sinks_is_noticed_once_at_any_level() {
+        let mounts = "31 23 0:27 / /cg rw - cgroup cgroup rw,memory\n32 23 0:28 / /cg2 rw - cgroup2 cgroup2 rw\n";
+        let root = Root::new(
+            "watch",
+            &[
+                ("proc/self/cgroup", "4:memory:/a/b\n0::/c\n"),
+                ("proc/self/mountinfo", mounts),
+                ("cg/memory.limit_in_bytes", "9223372036854771712\n"),
+                ("cg/a/memory.limit_in_bytes", "7000\n"),
+                ("cg/a/b/memory.limit_in_bytes", "9000\n"),
+                ("cg2/c/memory.max", "max\n"),
+            ],
+        );
+        let mut watch = LimitWatch::below(&root.0);
+        let mut after = |file: &str, text: &str| {
+            std::fs::write(root.0.join(file), text).unwrap();
+            watch.sunk_to()
+        };
+        assert_eq!(after("cg/a/b/memory.limit_in_bytes", "8000\n"), None, "another is lower");
+        assert_eq!(after("cg/a/memory.limit_in_bytes", "6000\n"), Some(6000));
+        assert_eq!(after("cg/a/memory.limit_in_bytes", "6000\n"), None);
+        assert_eq!(after("cg2/c/memory.max", "100\n"), Some(100));
+        assert_eq!(after("cg2/c/memory.max", "max\n"), None, "it has risen");
+        assert_eq!(after("cg/a/b/memory.limit_in_bytes", "5000\n"), Some(5000));
+        assert_eq!(LimitWatch::below(&root.0.join("nowhere")).sunk_to(), None);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub mod group;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -129,4 +131,21 @@ pub fn edit(path: &Path, change: impl FnOnce(String) -> String) {
     let changed = change(text.clone());
     assert_ne!(text, changed, "the edit of {} does nothing", path.display());
     std::fs::write(path, changed).unwrap();
+}
+
+/// Sends the signal of Ctrl-C, where there is one.
+pub fn interrupt(child: &std::process::Child) {
+    let kill = Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+}
+
+/// A model of 170 MiB without a meaning, so large that a few hundred tokens take a while.
+pub fn slow_model(temp: &Temp) -> String {
+    let (config, model) = (temp.arg("config.json"), temp.arg("model"));
+    let text = std::fs::read_to_string(root().join(STORIES).join("config.json")).unwrap();
+    let text =
+        text.replace("\"hidden_size\": 128", "\"hidden_size\": 512").replace("\"head_dim\": 32", "\"head_dim\": 128");
+    std::fs::write(&config, text.replace("\"intermediate_size\": 384", "\"intermediate_size\": 4096")).unwrap();
+    overspill(&["synth", "--config", &config, "--dtype", "f32", "-o", &model]).ok();
+    model
 }
