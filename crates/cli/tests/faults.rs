@@ -21,8 +21,8 @@ const MIB: u64 = 1 << 20;
 /// What the group may have at first, and in the end: less than the model either way.
 const GROUP_BYTES: u64 = 168 * MIB;
 const GROUP_BYTES_LAST: u64 = 112 * MIB;
-/// How much is taken at once: less than what a run leaves free.
-const GROUP_STEP: u64 = 8 * MIB;
+/// How much is taken at once: less than a run leaves free, the first time too, when its own pages have taken their share.
+const GROUP_STEP: u64 = 2 * MIB;
 
 fn main() {
     let model = Arc::<Model>::default();
@@ -157,7 +157,7 @@ fn limit_sinks(model: &Model, group: &Group) {
         if group.limit(limit - GROUP_STEP).is_ok() {
             limit -= GROUP_STEP;
         }
-        std::thread::sleep(Duration::from_millis(250));
+        std::thread::sleep(Duration::from_millis(120));
     }
     let alive = running.child.try_wait().unwrap().is_none();
     if alive {
