@@ -57,4 +57,6 @@ CASES = [
     Case("q8_0-ram", Q8, "llama.cpp", None, ask=1.0, new=64, disk=False),
     Case("q4_0-ram", Q4, "llama.cpp", None, ask=1.0, new=96, disk=False),
     Case("q4_k-ram", Q4K, "llama.cpp", None, ask=1.0, new=96, disk=False),
+    *(Case(f"{model.dtype}-ram-prefill-{prompt}", model, "llama.cpp", None, "prefill", prompt, 1, ask=0.85, disk=False)
+      for model in (F16, Q8, Q4, Q4K) for prompt in (128, 512)),
 ]

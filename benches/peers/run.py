@@ -110,7 +110,7 @@ class Bench:
                 order.reverse()
             rates, runs = [self.ceiling(weights, wire, case)], {}
             for name, command in order:
-                runs[name] = self.one(command, name, limit, wire, [path, *self.offload(case)])
+                runs[name] = self.one(case, command, name, limit, wire, [path, *self.offload(case)])
                 rates.append(self.ceiling(weights, wire, case))
                 runs[name]["ceiling"] = (rates[-1] + rates[-2]) / 2 if rates[-1] else None
             good = [rate for rate in rates if rate]
@@ -133,6 +133,10 @@ class Bench:
             group.close()
 
     def own(self, case, path):
+        if case.figure == "prefill":
+            # In its second time, as the rival's: what fits is in memory.
+            return [self.program, "bench", path, "--device", "cpu", "--prompt-tokens", str(case.prompt), "-n", "2", "-r", "1",
+                    "--rehearse", "--probe-seconds", "0.1", "--threads", str(self.options.threads), "-o", "json"], {}
         prompt = ",".join(str(300 + index * 7) for index in range(case.prompt))
         return [self.program, "run", path, "--device", "cpu", "--prompt-ids", prompt, "--max-new-tokens",
                 str(case.new + 1), "--threads", str(self.options.threads), "--activations", "q8", "--json"], {}
@@ -142,7 +146,7 @@ class Bench:
         if case.rival == "llama.cpp":
             # Repacked weights are a second copy in memory that cannot be evicted: a limited run is killed with them.
             repack = "0" if case.share else "1"
-            warm = "0" if case.share else "1"
+            warm = "1" if case.figure == "prefill" or not case.share else "0"
             command = [self.python("llama.cpp"), HERE / "rivals" / "llama_cpp_peer.py", path, repack, threads,
                        str(case.prompt), str(case.new), warm]
         else:
@@ -155,7 +159,7 @@ class Bench:
         directory = self.work / f"offload-{case.rival}-{case.model.file}"
         return [directory] if directory.exists() else []
 
-    def one(self, command, name, limit, wire, cached):
+    def one(self, case, command, name, limit, wire, cached):
         """One program, once, under the limits and with a cold cache; its own figures, and what the system says."""
         command, environment = command
         group = limits.Group(limit, self.device, wire)
@@ -181,13 +185,29 @@ class Bench:
             if done.returncode or not lines:
                 raise SystemExit(f"{name} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
             figures = json.loads(lines[-1])
-            figures = from_overspill(figures) if own else figures
+            if own:
+                figures = from_bench(figures) if case.figure == "prefill" else from_run(figures)
             return figures | {"cpu_s": cpu, "peak_bytes": group.peak_bytes()}
         finally:
             group.close()
 
 
-def from_overspill(told):
+def from_bench(told):
+    """The same from `overspill bench -o json`, of one configuration run once."""
+    figures = told["rows"][0]["figures"]
+    host = next(tier for tier in figures["tiers"] if tier["label"] == "host")
+    return {
+        "first_token_s": figures["open_s"] + figures["first_token_s"],
+        "prefill_tokens_per_s": figures["prompt_tokens"] / figures["prefill_s"],
+        "decode_s_per_token": figures["decode_s"] / max(figures["decoded_tokens"], 1),
+        "read_bytes_per_token": figures["decode_read_bytes"] / max(figures["decoded_tokens"], 1),
+        "touched_bytes": None,
+        "budget_bytes": host["budget_bytes"],
+        "in_flight_bytes": figures["in_flight_bytes"],
+    }
+
+
+def from_run(told):
     """The fields that a rival's program tells, from `overspill run --json`."""
     tokens = max(len(told["tokens"]) - 1, 1)
     host = told["tiers"]["host"]

@@ -171,6 +171,9 @@ pub struct BenchArgs {
     /// Drop the models' files from the page cache before each run
     #[arg(long)]
     pub cold: bool,
+    /// Take the prompt in once before it counts: what fits is in memory then
+    #[arg(long)]
+    pub rehearse: bool,
     /// How long each wire is measured, before and after
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     pub probe_seconds: Seconds,
@@ -482,7 +485,7 @@ mod tests {
         assert_eq!(args.placement.vram, Some(Size::Percent(50.0)));
         assert_eq!((args.placement.evict, args.placement.io), (EvictArg::NextUse, IoArg::Uring));
         let line = "overspill bench m n --vram 1GiB,2GiB --ram 10%..100%:10% --evict lru,planned --prefetch auto,off --io uring,pread \
-             --device cpu,gpu --threads 1,2 --prompt-tokens 8,16 --max-new-tokens 4 -r 5 --warmup 1 --cold -o md \
+             --device cpu,gpu --threads 1,2 --prompt-tokens 8,16 --max-new-tokens 4 -r 5 --warmup 1 --cold --rehearse -o md \
              --report r.html --save s --baseline b --threshold 5% --yes";
         let Command::Bench(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
         assert_eq!((args.models.len(), args.ram.unwrap().0.len(), args.threshold), (2, 10, Threshold(5.0)));

@@ -313,6 +313,10 @@ impl<'a> Bench<'a> {
         let prompt = points::prompt(planned.point.prompt_tokens, model.spec.vocab);
         let count = usize::try_from(planned.point.max_new_tokens).unwrap_or(usize::MAX);
         let request = Request { ignore_eos: true, ..Request::greedy(&prompt, count) };
+        if planned.point.rehearsed {
+            session.prefill(&prompt, Some(interrupt::flag()))?;
+            session.reset();
+        }
         let run = execute::generate(&runtime, &mut session, &request, &mut |_| Ok(()))?;
         let timeline = recorder.and_then(|recorder| {
             let (length_ns, spans) = timeline::last_token(&recorder.finish())?;

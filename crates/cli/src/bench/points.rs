@@ -36,6 +36,9 @@ pub struct Point {
     pub max_new_tokens: u64,
     /// Whether the page cache is dropped before each run.
     pub cold: bool,
+    /// Whether the prompt was taken in once before it counted.
+    #[serde(default)]
+    pub rehearsed: bool,
 }
 
 /// A configuration, ready to run.
@@ -136,6 +139,7 @@ fn lengths(
                     prompt_tokens,
                     max_new_tokens,
                     cold: args.cold,
+                    rehearsed: args.rehearse,
                 };
                 let context = usize::try_from(prompt_tokens.saturating_add(max_new_tokens)).unwrap_or(usize::MAX);
                 let settings = Settings { placement: placement.clone(), kv: None };
