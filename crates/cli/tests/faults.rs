@@ -44,7 +44,10 @@ fn main() {
     trials.push(trial("two_processes_on_one_file_have_budgets_of_their_own", false, two_processes));
     let of_keys = Arc::clone(&model);
     trials.push(trial("the_second_ctrl_c_ends_the_process_at_once", cfg!(not(unix)), move || second_ctrl_c(&of_keys)));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    // To exit is not to drop: the model would stay on the disk.
+    drop(model);
+    conclusion.exit();
 }
 
 fn trial(name: &str, ignored: bool, test: impl FnOnce() + Send + 'static) -> Trial {

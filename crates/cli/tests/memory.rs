@@ -43,7 +43,10 @@ fn main() {
         long_prompt(&group);
         assert_eq!(group.oom_kills(), 0);
     }));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    // To exit is not to drop: the model would stay on the disk.
+    drop(model);
+    conclusion.exit();
 }
 
 /// Two layers that are wide, and a prompt that is long: activations take nearly half of what the process may have.
