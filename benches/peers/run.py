@@ -39,7 +39,8 @@ def main():
     for case in cases:
         wires = [None]
         if case.disk:
-            wires = [options.throttle] if options.only_throttled else [options.throttle, None]
+            wires = [wire for wire, left_out in ((options.throttle, options.only_plain), (None, options.only_throttled))
+                     if not left_out]
         for wire in wires:
             bench.pairs(case, wire)
     report.write(options.out, bench.log_path)
@@ -54,6 +55,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--throttle", type=int, default=500_000_000, help="bytes per second of the throttled disk")
     parser.add_argument("--only-throttled", action="store_true", help="leave out the disk as it is")
+    parser.add_argument("--only-plain", action="store_true", help="leave out the throttled disk")
     parser.add_argument("--overspill", type=Path, help="the program, if it is not to be built")
     parser.add_argument("--venv", action="append", default=[], metavar="NAME=DIRECTORY",
                         help="an environment that has the rival already: llama.cpp or torch")
