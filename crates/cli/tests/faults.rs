@@ -5,8 +5,8 @@
 mod common;
 
 use common::group::Group;
-use common::{Ran, STORIES, Temp, command, copy_of, overspill, slow_model};
-use libtest_mimic::{Arguments, Failed, Trial};
+use common::{Ran, STORIES, Temp, command, copy_of, overspill, slow_model, trial};
+use libtest_mimic::Arguments;
 use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
@@ -48,14 +48,6 @@ fn main() {
     // To exit is not to drop: the model would stay on the disk.
     drop(model);
     conclusion.exit();
-}
-
-fn trial(name: &str, ignored: bool, test: impl FnOnce() + Send + 'static) -> Trial {
-    let run = move || -> Result<(), Failed> {
-        test();
-        Ok(())
-    };
-    Trial::test(name, run).with_ignored_flag(ignored)
 }
 
 /// The large model, made when it is first needed.

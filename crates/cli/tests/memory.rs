@@ -6,8 +6,8 @@
 mod common;
 
 use common::group::Group;
-use common::{Temp, overspill};
-use libtest_mimic::{Arguments, Failed, Trial};
+use common::{Temp, overspill, trial};
+use libtest_mimic::Arguments;
 use std::sync::{Arc, OnceLock};
 
 const RAM_BYTES: u64 = 800 << 20;
@@ -68,14 +68,6 @@ fn long_prompt(group: &Group) {
     assert!(budget < SMALL_GROUP_BYTES && host["evictions"].as_u64().unwrap() > 0, "{host}");
     let used = json["peak_resident_bytes"].as_u64().unwrap();
     assert!(used > SMALL_GROUP_BYTES * 7 / 10, "it fills what it may have: {used}");
-}
-
-fn trial(name: &str, ignored: bool, test: impl FnOnce() + Send + 'static) -> Trial {
-    let run = move || -> Result<(), Failed> {
-        test();
-        Ok(())
-    };
-    Trial::test(name, run).with_ignored_flag(ignored)
 }
 
 /// The synthetic model, written when it is first needed.

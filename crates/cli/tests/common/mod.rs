@@ -149,3 +149,12 @@ pub fn slow_model(temp: &Temp) -> String {
     overspill(&["synth", "--config", &config, "--dtype", "f32", "-o", &model]).ok();
     model
 }
+
+/// A test of a program that makes its own list of tests: it panics, or it has passed.
+pub fn trial(name: &str, ignored: bool, test: impl FnOnce() + Send + 'static) -> libtest_mimic::Trial {
+    let run = move || {
+        test();
+        Ok(())
+    };
+    libtest_mimic::Trial::test(name, run).with_ignored_flag(ignored)
+}

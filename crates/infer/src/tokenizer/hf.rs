@@ -20,7 +20,7 @@ const REFETCH: &str = "fetch it again";
 
 /// A tokenizer described by JSON files.
 pub(super) struct HuggingFace {
-    library: Library,
+    inner: Library,
     decoder: Decoder,
     /// Whether the library's own post-processor adds special tokens.
     use_template: bool,
@@ -57,7 +57,7 @@ impl HuggingFace {
         let largest = library.get_vocab(true).into_values().max().unwrap_or(0);
         let mut tokenizer = Self {
             decoder: decoder.as_ref().map_or(Decoder::Library, classify),
-            library,
+            inner: library,
             use_template: true,
             prefix: None,
             suffix: None,
@@ -100,7 +100,7 @@ impl HuggingFace {
 
     fn ids(&self, text: &str, use_template: bool) -> Result<Vec<u32>, TokenizerError> {
         guarded(|| {
-            let encoding = self.library.encode_fast(text, use_template).map_err(|error| {
+            let encoding = self.inner.encode_fast(text, use_template).map_err(|error| {
                 TokenizerError::text(format!("the text cannot be encoded: {error}"), "check the model's tokenizer.json")
             })?;
             Ok(encoding.get_ids().to_vec())
@@ -112,12 +112,12 @@ impl HuggingFace {
     }
 
     pub(super) fn id(&self, token: &str) -> Option<u32> {
-        self.library.token_to_id(token)
+        self.inner.token_to_id(token)
     }
 
     /// The text of a token as the vocabulary writes it.
     pub(super) fn token(&self, id: u32) -> Option<String> {
-        self.library.id_to_token(id)
+        self.inner.id_to_token(id)
     }
 
     pub(super) fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
@@ -146,8 +146,8 @@ impl HuggingFace {
 
     /// The bytes that a token adds to a text; `None` if it adds none.
     pub(super) fn piece(&self, id: u32) -> Option<Vec<u8>> {
-        let token = self.library.id_to_token(id)?;
-        if self.library.get_added_vocabulary().is_special_token(&token) {
+        let token = self.inner.id_to_token(id)?;
+        if self.inner.get_added_vocabulary().is_special_token(&token) {
             return None;
         }
         Some(match self.decoder {
@@ -161,8 +161,8 @@ impl HuggingFace {
 
     /// Decodes with the library; should it fail, the tokens as the vocabulary writes them.
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        let plain = || ids.iter().filter_map(|&id| self.library.id_to_token(id)).collect();
-        guarded(|| Ok(self.library.decode(ids, true).unwrap_or_else(|_| plain()))).unwrap_or_else(|_| plain())
+        let plain = || ids.iter().filter_map(|&id| self.inner.id_to_token(id)).collect();
+        guarded(|| Ok(self.inner.decode(ids, true).unwrap_or_else(|_| plain()))).unwrap_or_else(|_| plain())
     }
 }
 
