@@ -283,6 +283,9 @@ pub struct PlacementArgs {
     /// How files are read
     #[arg(long, value_enum, default_value_t = IoArg::Auto)]
     pub io: IoArg,
+    /// Whether weights in host memory lie in huge pages; auto takes them where the system allows it
+    #[arg(long, value_enum, default_value_t = HugePagesArg::Auto)]
+    pub huge_pages: HugePagesArg,
     /// How layers are divided between processors; auto computes all of them on --device
     #[arg(long, value_enum, default_value_t = SplitArg::Auto)]
     pub split: SplitArg,
@@ -408,6 +411,15 @@ pub enum IoArg {
     Pread,
     /// A memory map
     Mmap,
+}
+
+/// Huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HugePagesArg {
+    /// Before the first read where they can be had cheaply, else when nothing is read
+    Auto,
+    /// Never asked for
+    Off,
 }
 
 /// Division of layers.

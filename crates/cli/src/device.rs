@@ -1,10 +1,10 @@
 //! What computes: the choice between CPU and GPU, and the engine's settings that follow from it.
 
-use crate::args::{DeviceArg, EvictArg, IoArg, PlacementArgs, PrefetchArg};
+use crate::args::{DeviceArg, EvictArg, HugePagesArg, IoArg, PlacementArgs, PrefetchArg};
 use crate::errors::{Kind, Outcome, stop};
 use crate::sizes::Size;
 use overspill::remember::Memory;
-use overspill::{Budget, Engine, EngineBuilder, Evict, IoChoice, Prefetch};
+use overspill::{Budget, Engine, EngineBuilder, Evict, HugePages, IoChoice, Prefetch, SlabOptions};
 
 /// What computes.
 #[derive(Debug)]
@@ -89,6 +89,13 @@ impl Device {
                 EvictArg::Lru => Evict::Lru,
                 EvictArg::NextUse => Evict::NextUse,
                 EvictArg::Planned => Evict::Planned,
+            })
+            .slab_options(SlabOptions {
+                huge_pages: match args.huge_pages {
+                    HugePagesArg::Auto => HugePages::Auto,
+                    HugePagesArg::Off => HugePages::Off,
+                },
+                ..SlabOptions::default()
             })
             .prefetch(match args.prefetch {
                 PrefetchArg::Auto => Prefetch::Auto,

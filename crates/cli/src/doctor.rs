@@ -40,6 +40,8 @@ struct Memory {
     cgroup: Option<Cgroup>,
     /// Absent if there is no limit.
     memlock_bytes: Option<u64>,
+    /// `always`, `madvise` or `never`; absent if the system has no such setting.
+    huge_pages: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -182,6 +184,7 @@ impl Memory {
                 available_bytes: group.available_bytes(),
             }),
             memlock_bytes: limits.memlock_bytes,
+            huge_pages: overspill::limits::huge_pages(),
         }
     }
 }
@@ -212,6 +215,13 @@ impl Report {
                 human_bytes(bytes)
             ));
         }
+        if self.memory.huge_pages.as_deref() == Some("never") {
+            advice.push(
+                "Huge pages are off, without which RAM and disk are read more slowly: \
+                 echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (as root)."
+                    .to_owned(),
+            );
+        }
         advice
     }
 
@@ -241,6 +251,7 @@ impl Report {
             ),
         });
         facts.push(("memlock", self.memory.memlock_bytes.map_or_else(|| "no limit".to_owned(), human_bytes)));
+        facts.push(("huge pages", self.memory.huge_pages.clone().unwrap_or_else(unknown)));
         if let Some(ram) = self.ram {
             facts.push((
                 "RAM",

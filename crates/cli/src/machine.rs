@@ -1,5 +1,6 @@
 //! What this machine has: adapters, free memory, and how fast its RAM is. Disks are measured by the engine's probe.
 
+use overspill::AlignedBuf;
 use serde::Serialize;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -82,12 +83,11 @@ pub fn ram_speed(threads: usize, time: Duration) -> Option<RamSpeed> {
         threads,
         2,
         || {
-            let source = vec![1u64; BUFFER_BYTES / 8];
-            let mut target = vec![2u64; BUFFER_BYTES / 8];
-            move || {
+            let (source, mut target) = (buffer(1)?, buffer(2)?);
+            Some(move || {
                 target.copy_from_slice(black_box(&source));
                 black_box(&mut target);
-            }
+            })
         },
         time,
     )?;
@@ -100,32 +100,45 @@ pub fn ram_read_bytes_per_s(threads: usize, time: Duration) -> Option<f64> {
         threads,
         1,
         || {
-            let source = vec![1u64; BUFFER_BYTES / 8];
-            move || {
+            let source = buffer(1)?;
+            Some(move || {
                 black_box(sum(black_box(&source)));
-            }
+            })
         },
         time,
     )
 }
 
+/// Memory of the kind that weights lie in, touched.
+fn buffer(value: u8) -> Option<AlignedBuf> {
+    let mut buffer = AlignedBuf::new(BUFFER_BYTES).ok()?;
+    buffer.fill(value);
+    Some(buffer)
+}
+
 /// Runs what `prepare` makes on every thread at once, again and again for `time`; bytes per second together. `None` if
-/// so many buffers a thread would take more than half of what is free.
-fn on_threads<P: FnMut()>(threads: usize, buffers: u64, prepare: impl Fn() -> P + Sync, time: Duration) -> Option<f64> {
+/// so many buffers a thread would take more than half of what is free, or cannot be had.
+fn on_threads<P: FnMut()>(
+    threads: usize,
+    buffers: u64,
+    prepare: impl Fn() -> Option<P> + Sync,
+    time: Duration,
+) -> Option<f64> {
     let need = (threads as u64).saturating_mul(buffers * BUFFER_BYTES as u64);
     if free_host_bytes().is_some_and(|free| free / 2 < need) {
         return None;
     }
     let start = Barrier::new(threads);
     let work = || {
-        let mut pass = prepare();
+        let pass = prepare();
+        // All wait, so that one without memory keeps nobody waiting.
         start.wait();
-        rate(time, &mut pass)
+        pass.map(|mut pass| rate(time, &mut pass))
     };
-    Some(std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().filter_map(|worker| worker.join().ok()).sum()
-    }))
+    })
 }
 
 /// Bytes per second of a pass over one buffer, repeated for `time`.
@@ -141,11 +154,11 @@ fn rate(time: Duration, mut pass: impl FnMut()) -> f64 {
 }
 
 /// A sum in independent lanes, so that memory and not the adder sets the pace.
-fn sum(values: &[u64]) -> u64 {
+fn sum(bytes: &[u8]) -> u64 {
     let mut lanes = [0u64; 32];
-    for chunk in values.chunks_exact(lanes.len()) {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.wrapping_add(*value);
+    for chunk in bytes.as_chunks::<{ 32 * 8 }>().0 {
+        for (lane, value) in lanes.iter_mut().zip(chunk.as_chunks().0) {
+            *lane = lane.wrapping_add(u64::from_ne_bytes(*value));
         }
     }
     lanes.iter().fold(0, |total, lane| total.wrapping_add(*lane))
@@ -157,8 +170,8 @@ mod tests {
 
     #[test]
     fn the_sum_reads_every_value() {
-        let values: Vec<u64> = (0..320).collect();
-        assert_eq!(sum(&values), 319 * 320 / 2);
+        let bytes: Vec<u8> = (0..320u64).flat_map(u64::to_ne_bytes).collect();
+        assert_eq!(sum(&bytes), 319 * 320 / 2);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Summary {
     in_flight_bytes: u64,
     /// The most memory that the process had resident: budgets, KV cache and everything else.
     peak_resident_bytes: Option<u64>,
+    /// Bytes of host memory for weights that lie in huge pages at the end.
+    huge_page_bytes: u64,
     limit: Option<Limit>,
     evict: &'static str,
     evict_why: String,
@@ -152,6 +154,7 @@ impl Summary {
             touched_bytes_per_token: work.map(|work| work.touched_bytes),
             in_flight_bytes: stats.in_flight_bytes(),
             peak_resident_bytes: overspill::limits::peak_resident_bytes(),
+            huge_page_bytes: stats.huge_page_bytes,
             limit,
             evict: stats.decision.evict,
             evict_why: stats.decision.why.clone(),

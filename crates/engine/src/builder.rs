@@ -9,7 +9,7 @@ use crate::io::{BlockReader, Decorator, IoBuf, MakeStorage, Opened, open_decorat
 use crate::shared::{Note, Shared};
 use overspill_core::{BlockSize, Brain, Catalog, Config, Evict, Prefetch, TierConfig, TierId};
 use overspill_host::limits::{MemoryLimits, memory_limits};
-use overspill_host::{SlabOptions, SlabPool};
+use overspill_host::{Backing, SlabOptions, SlabPool};
 use overspill_nvme::{FileSet, IoChoice, NvmeError, Sink, StorageOptions};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -130,7 +130,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Locked or huge pages for host slabs. Default: neither.
+    /// Locked or huge pages for host slabs. Default: not locked, huge pages where they are to be had.
     #[must_use]
     pub fn slab_options(mut self, options: SlabOptions) -> Self {
         self.slabs = options;
@@ -238,6 +238,8 @@ impl EngineBuilder {
             brain,
             shared: Arc::clone(&shared),
             reader: BlockReader::new(Arc::clone(&catalog), Arc::clone(&shared), storage, in_flight),
+            backing: Backing::start(&pool),
+            slots_of_all: catalog.blocks().iter().map(|block| u64::from(block.slots)).sum(),
             pool: Arc::clone(&pool),
             host,
             slots_per_slab: plan[host.index()].slots_per_slab,

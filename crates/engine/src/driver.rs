@@ -7,7 +7,7 @@ use crate::shared::{Held, LAZY_NOTES_MAX, Note, Shared};
 use crate::wait::Waiter;
 use overspill_core::catalog::ALIGN_BYTES;
 use overspill_core::{BlockId, Brain, Command, Event, Refusal, SlotId, Ticket, TierId, TransferId};
-use overspill_host::{SlabPool, SlotBuf};
+use overspill_host::{Backing, SlabPool, SlotBuf};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,10 @@ pub(crate) struct Driver {
     /// The host tier: where reads go.
     pub(crate) host: TierId,
     pub(crate) slots_per_slab: u32,
+    /// Backs slabs ahead of reads, where the system lets it.
+    pub(crate) backing: Option<Backing>,
+    /// Slots that all blocks take together.
+    pub(crate) slots_of_all: u64,
     #[cfg(feature = "gpu")]
     pub(crate) gpus: crate::gpu::Gpus,
     /// Hashed, since these maps are never walked in an order that matters, and allocate nothing once they are warm.
@@ -61,6 +65,7 @@ impl Driver {
     pub(crate) fn run(mut self) {
         // The mailbox swaps its notes with these.
         let mut notes = Vec::with_capacity(LAZY_NOTES_MAX);
+        self.set_backing_end();
         loop {
             let deadline = self.brain.next_deadline().map(|ns| self.shared.start + Duration::from_nanos(ns));
             self.shared.mailbox.take(&mut notes, deadline);
@@ -120,6 +125,8 @@ impl Driver {
             Note::Uploaded { transfer, result } => self.upload_ended(transfer, result),
             Note::Ask(question) => {
                 question(&mut self.brain);
+                // Before slabs are released, so that none of them is backed again.
+                self.set_backing_end();
                 self.obey();
             }
             Note::Close => return false,
@@ -162,12 +169,32 @@ impl Driver {
         self.disk_busy.begin(shared.now());
         shared.tell(|| Told::ReadStarted { at_ns: shared.now(), block, tier, speculative });
         let begun = self.room(block, slot).and_then(|room| self.reader.read(transfer, block, room));
+        if begun.is_ok() {
+            let slots = self.shared.catalog.blocks()[block.index()].slots as usize;
+            let slot_end = self.position(slot.index() + slots);
+            self.backing.iter_mut().for_each(|backing| backing.read_begins(slot_end));
+        }
         if let Err(error) = begun {
             self.shared.remember_failure(block, Error::Memory(error.to_string()));
             self.under_way.remove(&transfer);
             self.disk_busy.end(self.shared.now(), &self.shared.disk.busy_ns);
             self.brain.handle(Event::TransferFailed { transfer, cancelled: false }, self.shared.now());
         }
+    }
+
+    /// Where a slot begins, counted from the first slab's beginning on; or the end of the one before.
+    fn position(&self, slot: usize) -> u64 {
+        let per_slab = self.slots_per_slab as usize;
+        (slot / per_slab * self.pool.slab_bytes()) as u64 + (slot % per_slab) as u64 * self.shared.catalog.slot_bytes()
+    }
+
+    /// How far slots can be given out: as far as the budget goes, or all blocks of the model.
+    fn set_backing_end(&mut self) {
+        let Some(mut backing) = self.backing.take() else { return };
+        let budget_bytes = self.brain.tier_stats(self.host).budget_bytes;
+        let slots = self.slots_of_all.min(budget_bytes / self.shared.catalog.slot_bytes());
+        backing.set_end(self.position(slots as usize));
+        self.backing = Some(backing);
     }
 
     /// The slot's memory, mapped on first use.
@@ -184,6 +211,7 @@ impl Driver {
         let Some((tier, block)) = self.under_way.remove(&transfer) else { return };
         let shared = &self.shared;
         self.disk_busy.end(shared.now(), &shared.disk.busy_ns);
+        self.backing.iter().for_each(Backing::read_ends);
         shared.tell(|| Told::ReadEnded { at_ns: shared.now(), block, tier, bytes });
         match result {
             Ok(slot) => {
@@ -285,6 +313,7 @@ impl Driver {
     fn release_slab(&mut self, tier: TierId, slab: u32) {
         if tier == self.host {
             self.pool.release(slab as usize);
+            self.backing.iter_mut().for_each(|backing| backing.released(slab as usize));
         }
         #[cfg(feature = "gpu")]
         if tier != self.host {
@@ -306,6 +335,7 @@ impl Driver {
         #[cfg(feature = "gpu")]
         self.gpus.close();
         self.reader.close();
+        drop(self.backing);
         // Nothing can be leased any more; what is leased stays until its lease ends.
         for cell in self.shared.tiers.iter().flat_map(|table| &table.cells) {
             if cell.word.retire() == Ok(true) {

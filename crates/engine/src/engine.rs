@@ -446,6 +446,7 @@ impl Engine {
             },
             stall_ns: shared.stall_ns.load(Ordering::Relaxed),
             mapped_bytes: self.inner.pool.backed_bytes(),
+            huge_page_bytes: self.inner.pool.huge_bytes(),
             decision,
             prefetch: match self.inner.prefetch {
                 overspill_core::Prefetch::Off => "off",

@@ -86,8 +86,8 @@ pub use overspill_core::{
 pub use overspill_formats as formats;
 #[cfg(feature = "gpu")]
 pub use overspill_gpu::{self as device, wgpu};
-pub use overspill_host::SlabOptions;
 pub use overspill_host::limits;
+pub use overspill_host::{AlignedBuf, HugePages, SlabOptions};
 pub use overspill_nvme::{DiskProbe, FileSet, IoChoice, Probe, StorageOptions, probe, remember};
 pub use sequence::Sequence;
 pub use stats::{BusStats, DiskStats, Stats, TierFigures};

@@ -26,6 +26,8 @@ pub fn render(stats: &Stats) -> String {
     page.sample("overspill_stall_seconds_total", &[], seconds(stats.stall_ns));
     page.family("overspill_mapped_bytes", "gauge", "Host memory mapped for blocks.");
     page.sample("overspill_mapped_bytes", &[], stats.mapped_bytes);
+    page.family("overspill_huge_page_bytes", "gauge", "Of the mapped memory, what lies in huge pages.");
+    page.sample("overspill_huge_page_bytes", &[], stats.huge_page_bytes);
     page.family("overspill_policy_info", "gauge", "Always 1; the labels tell what is in force.");
     let policy = [("evict", stats.decision.evict), ("prefetch", stats.prefetch), ("io", stats.io)];
     page.sample("overspill_policy_info", &policy, 1);
@@ -126,6 +128,7 @@ mod tests {
             bus: BusStats { uploads: 9, ..BusStats::default() },
             stall_ns: 250_000_000,
             mapped_bytes: 64,
+            huge_page_bytes: 32,
             decision: Decision { evict: "planned", why: "a \"cycle\"".to_owned() },
             prefetch: "auto",
             io: "uring",
@@ -141,6 +144,7 @@ mod tests {
             "overspill_wire_busy_seconds_total{wire=\"disk\"} 1.5",
             "overspill_wire_transfers_total{wire=\"bus\"} 9",
             "overspill_stall_seconds_total 0.25",
+            "overspill_huge_page_bytes 32",
             "overspill_policy_info{evict=\"planned\",prefetch=\"auto\",io=\"uring\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");

@@ -69,6 +69,8 @@ pub struct Stats {
     pub stall_ns: u64,
     /// Host memory mapped for slabs.
     pub mapped_bytes: u64,
+    /// Of these, bytes that lie in huge pages, as far as is known.
+    pub huge_page_bytes: u64,
     /// The policy in force, and why.
     pub decision: Decision,
     /// `auto` or `off`.

@@ -4,6 +4,9 @@
 //! a slab is claimed, not taken on trust: a [`SlotBuf`] is the only way to write, a [`SlotView`] the only way to read,
 //! and the two never overlap. A claim costs a few atomic operations and no allocation.
 //!
+//! A slab's pages come from the system when they are first touched, which takes as long as reading them from a fast
+//! disk. [`Backing`] is a thread that does it ahead of the reader, with huge pages where they can be had cheaply.
+//!
 //! This crate decides nothing: which block lies where, and when a slab goes back, is the brain's business.
 //!
 //! ```
@@ -20,15 +23,20 @@
 //! # Ok::<(), overspill_host::HostError>(())
 //! ```
 
+mod backing;
 pub mod limits;
 mod pool;
 mod sys;
 
-pub use pool::{SlabOptions, SlabPool};
+pub use backing::Backing;
+pub use pool::{HugePages, SlabOptions, SlabPool};
 pub use sys::{AlignedBuf, Slab, SlotBuf, SlotView};
 
 /// Size of the slabs that budgets are given out and taken back in, unless the caller wants another.
 pub const SLAB_BYTES_DEFAULT: usize = 64 << 20;
+
+/// Size of a huge page, on every platform that has them under a transparent name.
+pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
 /// Claims begin and end on multiples of this, and slabs on pages of at least this size.
 pub const GRANULE_BYTES: usize = overspill_core::catalog::ALIGN_BYTES as usize;

@@ -119,6 +119,25 @@ pub fn memlock_bytes() -> Option<u64> {
     Some(0)
 }
 
+/// What the system says of transparent huge pages: `always`, `madvise` (for those who ask, as slabs do) or `never`. None
+/// if it has no such setting.
+#[must_use]
+pub fn huge_pages() -> Option<String> {
+    huge_pages_at(Path::new("/"))
+}
+
+fn huge_pages_at(root: &Path) -> Option<String> {
+    let text = read(root, "sys/kernel/mm/transparent_hugepage/enabled");
+    let (_, rest) = text.split_once('[')?;
+    rest.split_once(']').map(|(chosen, _)| chosen.to_owned())
+}
+
+/// Whether slabs may ask for huge pages, and those have the size that is thought of.
+pub(crate) fn huge_pages_allowed() -> bool {
+    let size = read(Path::new("/"), "sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+    huge_pages().is_some_and(|setting| setting != "never") && size.trim().parse() == Ok(crate::HUGE_BYTES)
+}
+
 /// Memory of this process that is resident now, if the system says.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
@@ -392,6 +411,17 @@ mod tests {
             assert!(limits.available_bytes().unwrap() > 0);
             assert!(resident_bytes().unwrap() > 1 << 16);
             assert!(peak_resident_bytes().unwrap() > 1 << 16);
+        }
+    }
+
+    #[test]
+    fn the_setting_of_huge_pages_is_read() {
+        const PATH: &str = "sys/kernel/mm/transparent_hugepage/enabled";
+        let root = Root::new("huge", &[(PATH, "always [madvise] never\n")]);
+        assert_eq!(huge_pages_at(&root.0).as_deref(), Some("madvise"));
+        for strange in ["", "always", "[", "]always["] {
+            std::fs::write(root.0.join(PATH), strange).unwrap();
+            assert_eq!(huge_pages_at(&root.0), None, "{strange}");
         }
     }
 }

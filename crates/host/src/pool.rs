@@ -9,14 +9,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A pool has at most this many slabs: 64 TiB of the default size.
 const SLABS_MAX: usize = 1 << 20;
 
-/// How slabs are mapped. Default: neither locked nor huge.
+/// Whether slabs lie in huge pages (2 MiB).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// Where the system allows them (`transparent_hugepage/enabled` is not `never`) and has them: before the first read
+    /// as far as that does not hold it up, else later, when nothing is read. Linux only.
+    #[default]
+    Auto,
+    /// Never asked for.
+    Off,
+}
+
+/// How slabs are mapped. Default: not locked, huge pages where they are to be had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlabOptions {
     /// Lock the memory against swapping. If the system refuses, slabs stay unlocked and
     /// [`SlabPool::lock_refusal`] says why.
     pub lock: bool,
-    /// Ask for huge pages. Where there are none, small ones serve.
-    pub huge_pages: bool,
+    /// Huge pages; a [`crate::Backing`] brings them.
+    pub huge_pages: HugePages,
+}
+
+/// What a pool's slabs amount to.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) mapped_bytes: AtomicU64,
+    pub(crate) huge_bytes: AtomicU64,
 }
 
 /// Slabs of one size, numbered from 0, each mapped when it is first wanted.
@@ -25,7 +43,7 @@ pub struct SlabPool {
     slab_bytes: usize,
     options: SlabOptions,
     slabs: RwLock<Vec<Option<Arc<Slab>>>>,
-    mapped_bytes: Arc<AtomicU64>,
+    tally: Arc<Tally>,
     lock_refusal: RwLock<Option<String>>,
 }
 
@@ -43,7 +61,7 @@ impl SlabPool {
             slab_bytes,
             options,
             slabs: RwLock::default(),
-            mapped_bytes: Arc::default(),
+            tally: Arc::default(),
             lock_refusal: RwLock::default(),
         })
     }
@@ -72,8 +90,7 @@ impl SlabPool {
         if let Some(slab) = &slabs[index] {
             return Ok(Arc::clone(slab));
         }
-        let SlabOptions { lock, huge_pages } = self.options;
-        let slab = Arc::new(Slab::new(self.slab_bytes, lock, huge_pages, Arc::clone(&self.mapped_bytes))?);
+        let slab = Arc::new(Slab::new(self.slab_bytes, self.options.lock, Arc::clone(&self.tally))?);
         if let Err(refusal) = slab.locked() {
             self.lock_refusal.write().get_or_insert_with(|| lock_refusal_text(refusal));
         }
@@ -106,7 +123,20 @@ impl SlabPool {
     /// Bytes of the slabs that exist, released ones included while somebody still uses them.
     #[must_use]
     pub fn backed_bytes(&self) -> u64 {
-        self.mapped_bytes.load(Ordering::Relaxed)
+        self.tally.mapped_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Of these, bytes that lie in huge pages, as far as is known: pages that the system has split or merged by itself
+    /// are not noticed.
+    #[must_use]
+    pub fn huge_bytes(&self) -> u64 {
+        self.tally.huge_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How slabs are mapped.
+    #[must_use]
+    pub fn options(&self) -> SlabOptions {
+        self.options
     }
 
     /// Why memory is not locked although it was to be, with the cure.
@@ -158,8 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn huge_slabs_begin_on_a_page_and_hold_their_bytes() {
-        let pool = SlabPool::new(4 << 20, SlabOptions { lock: false, huge_pages: true }).unwrap();
+    fn slabs_begin_where_a_huge_page_can_and_hold_their_bytes() {
+        let pool = SlabPool::new(4 << 20, SlabOptions::default()).unwrap();
         let slab = pool.ensure(0).unwrap();
         assert_eq!(slab.as_ptr().addr() % GRANULE_BYTES, 0);
         #[cfg(target_os = "linux")]
@@ -171,7 +201,7 @@ mod tests {
 
     #[test]
     fn locking_is_done_or_its_refusal_is_told() {
-        let pool = SlabPool::new(64 << 10, SlabOptions { lock: true, huge_pages: false }).unwrap();
+        let pool = SlabPool::new(64 << 10, SlabOptions { lock: true, ..SlabOptions::default() }).unwrap();
         match pool.ensure(0).unwrap().locked() {
             Ok(locked) => assert!(locked && pool.lock_refusal().is_none()),
             Err(_) => assert!(pool.lock_refusal().unwrap().contains("ulimit -l")),

@@ -1,6 +1,6 @@
 //! The configurations of a benchmark: every combination of what was asked for, once each.
 
-use crate::args::{BenchArgs, DeviceArg, PlacementArgs, SplitArg};
+use crate::args::{BenchArgs, DeviceArg, HugePagesArg, PlacementArgs, SplitArg};
 use crate::execute::{Settings, Setup};
 use crate::sizes::{Size, human_bytes};
 use clap::ValueEnum;
@@ -99,6 +99,7 @@ pub fn of_model(args: &BenchArgs, index: usize, path: &str) -> Vec<Planned> {
                                 evict,
                                 prefetch,
                                 io,
+                                huge_pages: HugePagesArg::Auto,
                                 split: SplitArg::Auto,
                             };
                             lengths(args, index, path, &placement, &threads, &mut |planned: Planned| {

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::ptr::NonNull;
+#[cfg(target_os = "linux")]
+use {crate::HUGE_BYTES, std::ops::Range};
 
 /// Memory of its own, zeroed, that begins on a page. Unmapped on drop.
 pub(crate) struct Mapping {
@@ -24,30 +26,19 @@ impl Mapping {
     }
 }
 
-/// Huge pages are of this size on every platform that has them under a transparent name.
-#[cfg(target_os = "linux")]
-const HUGE_BYTES: usize = 2 << 20;
-
 #[cfg(unix)]
 impl Mapping {
-    /// Maps `len` bytes (a multiple of the page size, not 0). With `huge`, the system is asked for huge pages; if it
-    /// has none, small ones serve.
-    pub(crate) fn anonymous(len: usize, huge: bool) -> io::Result<Self> {
+    /// Maps `len` bytes (a multiple of the page size, not 0), where a huge page can begin if one fits.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         let mapping = {
-            let mapping = if huge { Self::on_huge_boundary(len)? } else { Self::map(len)? };
-            if huge {
-                mapping.advise(libc::MADV_HUGEPAGE);
-            }
+            let mapping = if len >= HUGE_BYTES { Self::on_huge_boundary(len)? } else { Self::map(len)? };
             // Weights would make a core dump as large as the model.
-            mapping.advise(libc::MADV_DONTDUMP);
+            let _ = mapping.advise(0..len, libc::MADV_DONTDUMP);
             mapping
         };
         #[cfg(not(target_os = "linux"))]
-        let mapping = {
-            let _ = huge;
-            Self::map(len)?
-        };
+        let mapping = Self::map(len)?;
         Ok(mapping)
     }
 
@@ -80,10 +71,45 @@ impl Mapping {
         Ok(Self { address, len })
     }
 
+    /// Gives the system an advice about a part, cut to what is mapped.
     #[cfg(target_os = "linux")]
-    fn advise(&self, advice: libc::c_int) {
-        // SAFETY: the range is this mapping; the advices used here change no content. A refusal is harmless.
-        unsafe { libc::madvise(self.address.as_ptr().cast(), self.len, advice) };
+    fn advise(&self, range: Range<usize>, advice: libc::c_int) -> io::Result<()> {
+        let (start, end) = (range.start.min(self.len), range.end.min(self.len));
+        let address = self.address.as_ptr().wrapping_add(start);
+        // SAFETY: the range lies in this mapping, and the advices used in this module change no content: they back
+        // pages, move them, or say how.
+        match unsafe { libc::madvise(address.cast(), end.saturating_sub(start), advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Lets the system use huge pages where none is yet.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn allow_huge(&self, range: Range<usize>) -> io::Result<()> {
+        self.advise(range, libc::MADV_HUGEPAGE)
+    }
+
+    /// Backs pages that are not backed yet, as if they were written to. Returns how many the system was asked for.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn populate(&self, range: Range<usize>) -> io::Result<u64> {
+        let before = super::os::thread_minor_faults();
+        loop {
+            match self.advise(range.clone(), libc::MADV_POPULATE_WRITE) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(super::os::thread_minor_faults().saturating_sub(before)),
+            }
+        }
+    }
+
+    /// Moves the pages of a range into a huge one (Linux 6.1). The kernel refuses while a device holds any of them.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn collapse(&self, range: Range<usize>) -> io::Result<()> {
+        /// `MADV_COLLAPSE`, of which not every version of the libc crate knows.
+        const COLLAPSE: libc::c_int = 25;
+        self.advise(range, COLLAPSE)
     }
 
     /// Keeps the memory from being swapped out, as it is touched where the system can do that, else at once.
@@ -116,8 +142,8 @@ impl Drop for Mapping {
 
 #[cfg(not(unix))]
 impl Mapping {
-    /// Allocates `len` zeroed bytes on a page boundary. Huge pages are not asked for on this system.
-    pub(crate) fn anonymous(len: usize, _huge: bool) -> io::Result<Self> {
+    /// Allocates `len` zeroed bytes on a page boundary.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let layout = Self::layout(len).ok_or(io::ErrorKind::OutOfMemory)?;
         if len == 0 {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -44,3 +44,13 @@ pub(crate) fn peak_resident_bytes() -> Option<u64> {
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     (status == 0).then_some(u64::try_from(max).ok()?.checked_mul(unit)?)
 }
+
+/// Page faults of this thread that needed no disk.
+#[cfg(target_os = "linux")]
+pub(crate) fn thread_minor_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call fills the structure that it is given.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    // SAFETY: all-zero bytes are a valid rusage, and the call may have filled it.
+    u64::try_from(unsafe { usage.assume_init() }.ru_minflt).unwrap_or(0)
+}

@@ -5,12 +5,13 @@
 //! may be cloned and only reads. The last holder clears the bits.
 
 use super::map::Mapping;
-use crate::{GRANULE_BYTES, HostError};
+use crate::pool::Tally;
+use crate::{GRANULE_BYTES, HUGE_BYTES, HostError, HugePages};
 use overspill_core::seam::Buffer;
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 const BITS: usize = u64::BITS as usize;
 
@@ -20,15 +21,24 @@ pub struct Slab {
     taken: Box<[AtomicU64]>,
     holders: Box<[AtomicU32]>,
     locked: Result<bool, String>,
-    mapped_bytes: Arc<AtomicU64>,
+    /// What is known of the pages of each stretch of [`HUGE_BYTES`] that lies wholly in the slab.
+    pages: Box<[AtomicU8]>,
+    tally: Arc<Tally>,
 }
 
+/// Nothing is known: not backed yet, or in small pages.
+const UNKNOWN: u8 = 0;
+/// One huge page.
+const HUGE: u8 = 1;
+/// The system would not have it in one.
+const REFUSED: u8 = 2;
+
 impl Slab {
-    pub(crate) fn new(bytes: usize, lock: bool, huge: bool, mapped_bytes: Arc<AtomicU64>) -> Result<Self, HostError> {
+    pub(crate) fn new(bytes: usize, lock: bool, tally: Arc<Tally>) -> Result<Self, HostError> {
         if bytes == 0 || !bytes.is_multiple_of(GRANULE_BYTES) || !bytes.is_multiple_of(super::page_bytes()) {
             return Err(HostError::SlabSize { bytes });
         }
-        let map = Mapping::anonymous(bytes, huge).map_err(|source| HostError::Map { bytes, source })?;
+        let map = Mapping::anonymous(bytes).map_err(|source| HostError::Map { bytes, source })?;
         let locked = match lock.then(|| map.lock()) {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
@@ -37,8 +47,9 @@ impl Slab {
         let granules = bytes / GRANULE_BYTES;
         let taken = (0..granules.div_ceil(BITS)).map(|_| AtomicU64::new(0)).collect();
         let holders = (0..granules).map(|_| AtomicU32::new(0)).collect();
-        mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        Ok(Self { map, taken, holders, locked, mapped_bytes })
+        let pages = (0..bytes / HUGE_BYTES).map(|_| AtomicU8::new(UNKNOWN)).collect();
+        tally.mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Self { map, taken, holders, locked, pages, tally })
     }
 
     /// Where the slab begins: a page boundary. For importing the memory elsewhere (a GPU, a ring of the kernel's).
@@ -60,6 +71,75 @@ impl Slab {
     /// What the system said.
     pub fn locked(&self) -> Result<bool, &str> {
         self.locked.as_ref().copied().map_err(String::as_str)
+    }
+
+    /// Backs the slab's pages now, with huge ones where the system has them and they are asked for, so that the first
+    /// who touches them need not wait. It is as good as done where the system knows no such thing.
+    pub fn back(&self, huge: HugePages) {
+        let huge = huge == HugePages::Auto && crate::limits::huge_pages_allowed();
+        for start in (0..self.len()).step_by(HUGE_BYTES) {
+            if self.back_piece(start, huge).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Backs the pages from `start` (a multiple of [`HUGE_BYTES`]) up to the next such multiple or the slab's end.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn back_piece(&self, start: usize, huge: bool) -> std::io::Result<()> {
+        let range = start..(start + HUGE_BYTES).min(self.len());
+        let page = self.pages.get(start / HUGE_BYTES).filter(|_| huge);
+        let advised = page.is_some() && self.map.allow_huge(range.clone()).is_ok();
+        // One fault for all of it is a huge page; pages that somebody has touched before make more of them, or none.
+        if self.map.populate(range)? == 1
+            && advised
+            && let Some(page) = page
+        {
+            self.note_huge(page);
+        }
+        Ok(())
+    }
+
+    /// Not done on this system.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn back_piece(&self, _start: usize, _huge: bool) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// The first piece that may lie in small pages, and that the system has not refused to collapse.
+    pub(crate) fn small_piece(&self) -> Option<usize> {
+        self.pages.iter().position(|page| page.load(Ordering::Relaxed) == UNKNOWN).map(|index| index * HUGE_BYTES)
+    }
+
+    /// Moves the pages of a piece (as above) into a huge one. False if the system refuses, which is remembered.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn collapse_piece(&self, start: usize) -> bool {
+        let Some(page) = self.pages.get(start / HUGE_BYTES) else { return false };
+        let range = start..start + HUGE_BYTES;
+        // So that the slab stays one mapping to the kernel, whatever its parts were advised.
+        let _ = self.map.allow_huge(range.clone());
+        let done = self.map.collapse(range).is_ok();
+        if done {
+            self.note_huge(page);
+        } else {
+            page.store(REFUSED, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// Not done on this system.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn collapse_piece(&self, start: usize) -> bool {
+        if let Some(page) = self.pages.get(start / HUGE_BYTES) {
+            page.store(REFUSED, Ordering::Relaxed);
+        }
+        false
+    }
+
+    fn note_huge(&self, page: &AtomicU8) {
+        if page.swap(HUGE, Ordering::Relaxed) != HUGE {
+            self.tally.huge_bytes.fetch_add(HUGE_BYTES as u64, Ordering::Relaxed);
+        }
     }
 
     /// Claims `bytes` bytes from `offset` on, for writing. Both are multiples of [`GRANULE_BYTES`].
@@ -112,7 +192,9 @@ fn words(bits: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        self.mapped_bytes.fetch_sub(self.map.len() as u64, Ordering::Relaxed);
+        let huge = self.pages.iter().filter(|page| page.load(Ordering::Relaxed) == HUGE).count();
+        self.tally.huge_bytes.fetch_sub((huge * HUGE_BYTES) as u64, Ordering::Relaxed);
+        self.tally.mapped_bytes.fetch_sub(self.map.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -256,7 +338,7 @@ mod tests {
     use super::*;
 
     fn slab(bytes: usize) -> Arc<Slab> {
-        Arc::new(Slab::new(bytes, false, false, Arc::default()).unwrap())
+        Arc::new(Slab::new(bytes, false, Arc::default()).unwrap())
     }
 
     #[test]
@@ -287,7 +369,7 @@ mod tests {
             assert!(matches!(slab.claim(offset, bytes), Err(HostError::NoRoom { .. })), "{offset} {bytes}");
         }
         for bytes in [0, 4095, 1] {
-            assert!(matches!(Slab::new(bytes, false, false, Arc::default()), Err(HostError::SlabSize { .. })));
+            assert!(matches!(Slab::new(bytes, false, Arc::default()), Err(HostError::SlabSize { .. })));
         }
     }
 
