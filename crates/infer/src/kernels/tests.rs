@@ -325,8 +325,8 @@ proptest! {
     /// threads give the same bits.
     #[test]
     fn batch_cut_threads_and_twin_give_the_same_bits(
-        which in 0usize..11, rows in 1usize..70, hint in 1usize..600, batch in 1usize..14, seed: u64,
-        quantised: bool, cut in 0usize..70, threads in 1usize..4, from in 0usize..14,
+        which in 0usize..11, rows in 1usize..70, hint in 1usize..600, batch in prop_oneof![1usize..14, 14usize..40], seed: u64,
+        quantised: bool, cut in 0usize..70, threads in 1usize..4, from in 0usize..40,
     ) {
         let dtype = ALL[which];
         let activations = if quantised { Activations::Q8 } else { Activations::F32 };
@@ -342,6 +342,19 @@ proptest! {
         assert_same(dtype, &part, &all[from * rows..]);
         let one = case.run(Isa::best(), 1, activations, &[cut], from..from + 1);
         assert_same(dtype, &one, &all[from * rows..(from + 1) * rows]);
+    }
+}
+
+/// Batches, matrices and rows longer than what kernels keep in their caches at a time, with odd remainders.
+#[test]
+fn long_batches_give_the_bits_of_single_tokens() {
+    for (dtype, activations) in [(F16, Activations::F32), (Q4_K, Activations::F32), (Q4_0, Activations::Q8)] {
+        let case = Case::new(dtype, 131, cols_of(dtype, 1043), 261, 31);
+        let all = case.run(Isa::best(), 2, activations, &[70], 0..case.batch);
+        for token in [0, 1, 127, 255, 256, 257, 260] {
+            let one = case.run(Isa::best(), 1, activations, &[], token..token + 1);
+            assert_same(dtype, &one, &all[token * case.rows..(token + 1) * case.rows]);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod f32;
 pub(in super::super) mod ops;
 mod packed;
+mod panel;
 mod q8;
 
 use super::super::blocks;
@@ -53,13 +54,8 @@ const fn by256<Q: Simd256>() -> Kernels {
 }
 
 fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn inner<S: Source>(bytes: &[u8], out: &mut [f32]) {
-        // SAFETY: this function has the features that `decode` asks for.
-        unsafe { S::decode(bytes, out) }
-    }
     // SAFETY: reachable only through `table`, which checks the features.
-    unsafe { inner::<S>(bytes, out) }
+    unsafe { f32::decode::<S>(bytes, out) }
 }
 
 fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
@@ -107,4 +103,21 @@ fn sum_lanes(v: __m256) -> f32 {
     let halves = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
     _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
+}
+
+/// The sums of the lanes of eight registers, each in the order of `scalar::sum_lanes`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn sum_eight(v: [__m256; 8]) -> __m256 {
+    // Lanes (0+4, 1+5, 2+6, 3+7) of two registers.
+    let halves = |a: __m256, b: __m256| {
+        _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+    };
+    // Then (even, odd) of four.
+    let pairs = |a: __m256, b: __m256, c: __m256, d: __m256| {
+        let (low, high) = (_mm256_castps_pd(halves(a, c)), _mm256_castps_pd(halves(b, d)));
+        _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)), _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)))
+    };
+    let (low, high) = (pairs(v[0], v[1], v[4], v[5]), pairs(v[2], v[3], v[6], v[7]));
+    _mm256_add_ps(_mm256_shuffle_ps::<0x88>(low, high), _mm256_shuffle_ps::<0xdd>(low, high))
 }
