@@ -114,6 +114,9 @@ pub struct RunArgs {
     /// Write metrics to a file every second, in Prometheus' text format
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
+    /// Write which experts each token uses to a file, for `overspill plan --routing FILE`
+    #[arg(long, value_name = "FILE.csv")]
+    pub record_routing: Option<PathBuf>,
     /// Also give the logits after the prompt's last token (with --json)
     #[arg(long, requires = "json")]
     pub logits: bool,

@@ -97,6 +97,35 @@ impl Target {
     }
 }
 
+/// Of [`rate`]: how long it reads before it counts, since a throttle may have saved some up, and how long it counts.
+const SETTLE_TIME: Duration = Duration::from_millis(600);
+const RATE_TIME: Duration = Duration::from_millis(2000);
+
+/// Bytes per second of the reader that `auto` takes, which other programs' page cache does not help where files can be
+/// read directly; and what was read.
+///
+/// # Errors
+/// Nothing can be read there; Ctrl-C.
+pub fn rate(target: Target) -> Outcome<(String, Bandwidth)> {
+    let (what, files, _temporary) = match target {
+        Target::Files(what, files) => (what, files, None),
+        Target::Directory(directory) => {
+            let temporary = Temporary::write(&directory)?;
+            (directory.display().to_string(), vec![(temporary.0.clone(), TEMPORARY_BYTES)], Some(temporary))
+        }
+    };
+    let failed = |error: &dyn std::fmt::Display| {
+        stop(Kind::Io, format!("{what}: the disk cannot be measured: {error}; name a profile with --hardware"))
+    };
+    let files = Arc::new(FileSet::open(&files).map_err(|error| failed(&error))?);
+    let extents = probe::whole(&files);
+    let read = |time| probe::bandwidth(&files, &extents, IoChoice::Auto, SHAPE, time);
+    read(SETTLE_TIME).map_err(|error| failed(&error))?;
+    check_interrupt()?;
+    let found = read(RATE_TIME).map_err(|error| failed(&error))?;
+    Ok((what, found))
+}
+
 /// Measures. What cannot be measured is reported.
 ///
 /// # Errors

@@ -29,6 +29,7 @@ mod plan_report;
 mod progress;
 mod prompt;
 mod report;
+mod routing;
 mod run;
 mod sampling;
 mod simulate;

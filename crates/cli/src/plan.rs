@@ -23,16 +23,20 @@ const TRACE_BYTES_MAX: u64 = 1 << 30;
 /// # Errors
 /// A bad model, profile or option; nothing fits; no machine is as fast as wanted.
 pub fn plan(args: &PlanArgs) -> Outcome {
-    if let Some(name) = &args.show_hardware {
+    if let Some(name) = args.show_hardware.as_deref().filter(|name| *name != plan_hardware::THIS) {
         return report::print(plan_hardware::shipped_text(name)?);
     }
     let model = plan_model::planned(&args.model)?;
     let shape = &model.shape;
     let mut options = options(&args.assume, shape)?;
+    if args.show_hardware.is_some() {
+        let here = here(args.model.model.as_deref(), &model, &args.assume);
+        return report::print(&plan_hardware::this_text(here)?);
+    }
     // Cache and scratch come on top of a percentage.
     let apart = shape.kv_bytes(options.context, options.chunk).saturating_add(shape.scratch_bytes(options.chunk));
     options.vram_bytes = args.vram.map(|size| bytes_of(size, shape, apart));
-    options.ram_bytes = args.ram.map(|size| bytes_of(size, shape, 0));
+    options.ram_bytes = args.ram.map(|size| ram_bytes_of(size, shape));
     let machines = plan_hardware::machines(&args.hardware, here(args.model.model.as_deref(), &model, &args.assume))?;
     match (&machines[..], args.want) {
         ([hardware], None) => {
@@ -76,6 +80,8 @@ pub fn here<'a>(model: Option<&'a Path>, planned: &Planned, assume: &AssumeArgs)
     Here {
         path: model.unwrap_or_else(|| Path::new(".")),
         dtype: planned.dtype,
+        cols: planned.shape.hidden,
+        chunk: assume.chunk,
         threads: assume.threads.map_or_else(machine::cores, |threads| threads as usize),
     }
 }
@@ -132,6 +138,15 @@ pub fn bytes_of(size: Size, shape: &ModelShape, apart: u64) -> u64 {
     match size {
         Size::Bytes(bytes) => bytes,
         Size::Percent(share) => ((shape.bytes as f64 * share / 100.0) as u64).saturating_add(apart),
+    }
+}
+
+/// `--ram` in bytes. All of the weights is, as in the engine, with the rounding that they need in memory.
+pub fn ram_bytes_of(size: Size, shape: &ModelShape) -> u64 {
+    let bytes = bytes_of(size, shape, 0);
+    match size {
+        Size::Percent(share) if share >= 100.0 => bytes.max(shape.bytes_in_memory()),
+        _ => bytes,
     }
 }
 

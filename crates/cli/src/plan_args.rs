@@ -72,8 +72,9 @@ pub struct PlanArgs {
     pub want: Option<f64>,
     #[command(flatten)]
     pub assume: AssumeArgs,
-    /// Print a profile that comes with the program, and do nothing else
-    #[arg(long, value_name = "NAME", exclusive = true)]
+    /// Print a profile that comes with the program, or with `this` what MODEL meets on this machine, measured now; and
+    /// do nothing else
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["hardware", "vram", "ram", "want", "json"])]
     pub show_hardware: Option<String>,
     /// Print one JSON object
     #[arg(long)]

@@ -6,6 +6,7 @@ use crate::{machine, progress};
 use overspill::DType;
 use overspill_infer::kernels::{Activations, Input, Pool, WeightRows, matmul};
 use overspill_sim::hardware::{Disk, Hardware, Host, SHIPPED};
+use std::fmt::Write as _;
 use std::fs;
 use std::hint::black_box;
 use std::io::Read as _;
@@ -19,15 +20,21 @@ const ALL: &str = "all";
 /// A longer file is no profile.
 const PROFILE_BYTES_MAX: u64 = 1 << 20;
 /// How long each speed of the CPU is measured.
-const KERNEL_TIME: Duration = Duration::from_millis(300);
-/// Weights that are beyond caches, and weights for operations.
+const KERNEL_TIME: Duration = Duration::from_millis(120);
+/// Weights that are beyond caches, and those of a step.
 const STREAM_BYTES: usize = 96 << 20;
-const BLOCK_BYTES: usize = 2 << 20;
+const STEP_BYTES: usize = 4 << 20;
+/// Columns of a matrix where no model is known, and the most that are measured.
 const COLS: usize = 4096;
-/// Tokens that are multiplied at once where operations are measured.
-const BATCH: usize = 64;
-/// Fixed costs of a layer on a CPU: dealing out a dozen tasks.
-const LAYER_NS: u64 = 20_000;
+const COLS_MAX: usize = 16_384;
+/// Most tokens that are multiplied at once where operations are measured.
+const BATCH_MAX: usize = 128;
+/// Products of a layer: so often threads are given work and waited for.
+const LAYER_PRODUCTS: u32 = 8;
+/// Rows of a product that takes no time by itself.
+const SMALL_ROWS: usize = 16;
+/// Kernels are measured in turn, so often, and the middle counts: what else a machine does comes and goes.
+const ROUNDS: usize = 7;
 
 /// What measuring this machine depends on.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +43,10 @@ pub struct Here<'a> {
     pub path: &'a Path,
     /// The element type whose kernels count.
     pub dtype: DType,
+    /// Columns of the model's matrices.
+    pub cols: u64,
+    /// Tokens of a prompt that are computed together.
+    pub chunk: u64,
     /// Threads that compute.
     pub threads: usize,
 }
@@ -61,6 +72,28 @@ pub fn machines(names: &[String], here: Here<'_>) -> Outcome<Vec<Hardware>> {
         }
     }
     Ok(machines)
+}
+
+/// This machine as a profile that [`Hardware::parse`] reads: measured once, planned for often.
+///
+/// # Errors
+/// As [`machines`].
+pub fn this_text(here: Here<'_>) -> Outcome<String> {
+    let machine = this_machine(here)?;
+    let (host, gib, giga) = (&machine.host, f64::from(1 << 30), 1e9);
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "/").replace(['"', '\n', '\r'], " "));
+    let mut text = format!("name = {}\ndescription = {}\n", quoted(THIS), quoted(&machine.description));
+    let _ = writeln!(text, "\n[host]\nname = {}", quoted(&host.name));
+    let _ = writeln!(text, "memory_gib = {}", host.memory_bytes as f64 / gib);
+    let _ = writeln!(text, "memory_gb_per_s = {}", host.memory_bytes_per_s as f64 / giga);
+    let _ = writeln!(text, "tflops = {}", host.flops_per_s as f64 / 1e12);
+    let _ = writeln!(text, "layer_us = {}", host.layer_ns as f64 / 1e3);
+    for disk in &machine.disks {
+        let _ = writeln!(text, "\n[[disk]]\nname = {}", quoted(&disk.name));
+        let _ = writeln!(text, "gb_per_s = {}", disk.bytes_per_s as f64 / giga);
+        let _ = writeln!(text, "latency_us = {}\ndepth = {}", disk.latency_ns as f64 / 1e3, disk.depth);
+    }
+    Ok(text)
 }
 
 /// The text of a profile that comes with the program.
@@ -110,9 +143,10 @@ fn this_machine(here: Here<'_>) -> Outcome<Hardware> {
     let spinner = progress::spinner("measuring RAM and kernels");
     let pool = Pool::new(here.threads);
     let dtype = here.dtype;
-    let read = machine::ram_read_bytes_per_s(here.threads, KERNEL_TIME);
-    let stream = kernel_rate(&pool, dtype, STREAM_BYTES, 1);
-    let flops = kernel_rate(&pool, dtype, BLOCK_BYTES, BATCH);
+    let cols = cols_of(dtype, here.cols);
+    let batch = usize::try_from(here.chunk).unwrap_or(BATCH_MAX).clamp(2, BATCH_MAX);
+    let kernels = kernel_rates(&pool, dtype, cols, batch);
+    let (stream, flops) = (kernels.stream, kernels.batch);
     spinner.set_message(format!("measuring the disk of {}", here.path.display()));
     crate::doctor::check_interrupt()?;
     let disk = disk_here(here.path)?;
@@ -121,9 +155,7 @@ fn this_machine(here: Here<'_>) -> Outcome<Hardware> {
         let message = "the system does not say how much memory is free; name a profile with --hardware";
         return Err(stop(Kind::Failed, message));
     };
-    let row_bytes = dtype.row_bytes(COLS as u64).unwrap_or(1) as f64;
-    // Kernels may read weights slower than a loop that only adds them up; never faster.
-    let memory_rate = read.unwrap_or(f64::INFINITY).min(stream);
+    let row_bytes = dtype.row_bytes(cols as u64).unwrap_or(1) as f64;
     Ok(Hardware {
         name: THIS.to_owned(),
         description: format!("this machine, {} threads, measured now with {dtype}", here.threads),
@@ -132,37 +164,76 @@ fn this_machine(here: Here<'_>) -> Outcome<Hardware> {
         host: Host {
             name: "CPU".to_owned(),
             memory_bytes,
-            memory_bytes_per_s: (memory_rate as u64).max(1),
+            memory_bytes_per_s: (stream as u64).max(1),
             // Bytes a second, times the weights of a byte, two operations for each token.
-            flops_per_s: ((flops * COLS as f64 / row_bytes * 2.0 * BATCH as f64) as u64).max(1),
-            layer_ns: LAYER_NS,
+            flops_per_s: ((flops * cols as f64 / row_bytes * 2.0 * batch as f64) as u64).max(1),
+            layer_ns: kernels.layer_ns,
         },
         disks: vec![disk],
         price: None,
     })
 }
 
-/// Bytes of weights per second that the product with so many tokens goes through.
-fn kernel_rate(pool: &Pool, dtype: DType, weight_bytes: usize, batch: usize) -> f64 {
-    let row_bytes = dtype.row_bytes(COLS as u64).map_or(1, |bytes| bytes as usize).max(1);
-    let rows = (weight_bytes / row_bytes).max(1);
+/// The columns to measure with: the model's, where the element type can store rows of so many.
+fn cols_of(dtype: DType, wanted: u64) -> usize {
+    let wanted = usize::try_from(wanted).unwrap_or(COLS).clamp(1, COLS_MAX);
+    if dtype.row_bytes(wanted as u64).is_some() { wanted } else { COLS }
+}
+
+/// What kernels reach: bytes of weights per second for a token and for a chunk, and what a layer costs beside.
+#[derive(Clone, Copy, Debug)]
+struct KernelRates {
+    stream: f64,
+    batch: f64,
+    layer_ns: u64,
+}
+
+/// Measures products with one token and with `batch`, step by step through more weights than caches hold, as a model's
+/// are.
+fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize) -> KernelRates {
+    let row_bytes = dtype.row_bytes(cols as u64).map_or(1, |bytes| bytes as usize).max(1);
+    let rows = (STEP_BYTES / row_bytes).max(SMALL_ROWS);
     // No element type reads a NaN out of such bytes.
-    let weights = vec![0x11u8; rows * row_bytes];
-    let x = vec![0.5f32; batch * COLS];
+    let weights = vec![0x11u8; rows * row_bytes * (STREAM_BYTES / (rows * row_bytes)).max(1)];
+    let mut measured: [Vec<f64>; 3] = Default::default();
+    // The first round wakes threads up and fills caches.
+    for round in 0..=ROUNDS {
+        let found = [
+            products_per_s(pool, dtype, cols, &weights, rows, 1),
+            products_per_s(pool, dtype, cols, &weights, rows, batch),
+            products_per_s(pool, dtype, cols, &weights[..SMALL_ROWS * row_bytes], SMALL_ROWS, 1),
+        ];
+        if round > 0 {
+            measured.iter_mut().zip(found).for_each(|(all, rate)| all.push(rate));
+        }
+    }
+    let middle = |mut rates: Vec<f64>| {
+        rates.sort_unstable_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().unwrap_or(0.0).max(1.0)
+    };
+    let [one, many, small] = measured.map(middle);
+    let step = (rows * row_bytes) as f64;
+    KernelRates { stream: one * step, batch: many * step, layer_ns: (1e9 / small * f64::from(LAYER_PRODUCTS)) as u64 }
+}
+
+/// Products per second of `rows` rows at a time, one step of the weights after the other, with `batch` tokens.
+fn products_per_s(pool: &Pool, dtype: DType, cols: usize, weights: &[u8], rows: usize, batch: usize) -> f64 {
+    let step = rows * dtype.row_bytes(cols as u64).map_or(1, |bytes| bytes as usize).max(1);
+    let x = vec![0.5f32; batch * cols];
     let mut input = Input::new();
     // As `run` does by default.
     let activations = if dtype.is_float() { Activations::F32 } else { Activations::Q8 };
-    input.prepare(pool, &x, batch, COLS, dtype, activations);
     let mut y = vec![0f32; batch * rows];
-    let pieces = [WeightRows { row: 0, rows, bytes: &weights }];
-    matmul(pool, dtype, COLS, &pieces, &input, &mut y, rows);
+    let mut steps = weights.chunks_exact(step).cycle();
     let start = Instant::now();
-    let mut passes = 0u32;
-    while passes == 0 || start.elapsed() < KERNEL_TIME {
-        matmul(pool, dtype, COLS, &pieces, &input, black_box(&mut y), rows);
-        passes += 1;
+    let mut done = 0u32;
+    while done == 0 || start.elapsed() < KERNEL_TIME {
+        let Some(bytes) = steps.next() else { break };
+        input.prepare(pool, &x, batch, cols, dtype, activations);
+        matmul(pool, dtype, cols, &[WeightRows { row: 0, rows, bytes }], &input, black_box(&mut y), rows);
+        done += 1;
     }
-    f64::from(passes) * weights.len() as f64 / start.elapsed().as_secs_f64().max(1e-9)
+    f64::from(done) / start.elapsed().as_secs_f64().max(1e-9)
 }
 
 /// The disk with the reader that `auto` takes. What is too small to measure is measured by a temporary file beside it.
@@ -177,20 +248,15 @@ fn disk_here(path: &Path) -> Outcome<Disk> {
             }
         }
     };
-    let report = disk::report(target, true)?;
-    let fastest = report.readers.iter().filter(|reader| reader.bytes_per_s.is_some());
-    let fastest = fastest.max_by(|a, b| a.bytes_per_s.unwrap_or(0.0).total_cmp(&b.bytes_per_s.unwrap_or(0.0)));
-    let Some((reader, rate)) = fastest.and_then(|reader| Some((reader, reader.bytes_per_s?))) else {
-        let cause = report.error.unwrap_or_else(|| "no reader works".to_owned());
-        return Err(stop(Kind::Io, format!("the disk of {} cannot be measured: {cause}", path.display())));
-    };
-    let depth = reader.depth.unwrap_or(1).max(1);
+    let (name, found) = disk::rate(target)?;
+    let depth = found.shape.depth.max(1);
     Ok(Disk {
-        name: report.what,
+        name,
         capacity_bytes: u64::MAX,
-        bytes_per_s: (rate as u64).max(1),
+        bytes_per_s: (found.bytes_per_s as u64).max(1),
         // A read's time has the others' in it.
-        latency_ns: (reader.latency_s.unwrap_or(0.0) * 1e9 / depth as f64) as u64,
+        latency_ns: (found.latency.as_secs_f64() * 1e9 / depth as f64) as u64,
         depth: depth as u32,
+        burst_ns: 0,
     })
 }

@@ -12,7 +12,7 @@ use crate::prompt::Prompt;
 use crate::summary::{Measured, Summary};
 use crate::trace::Trace;
 use crate::watch::Watch;
-use crate::{interrupt, limit, progress, report, sampling, smallest};
+use crate::{interrupt, limit, progress, report, routing, sampling, smallest};
 use overspill_infer::arch::ModelSpec;
 use overspill_infer::generate::{Request, Runtime, Session};
 use overspill_infer::sampling::SamplingParams;
@@ -38,6 +38,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     }
     let files: Vec<(PathBuf, u64)> = model.catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
     let trace_file = args.trace.as_deref().map(Trace::create).transpose()?;
+    let routing_file = args.record_routing.as_deref().map(routing::create).transpose()?;
     if let Some(path) = &args.metrics {
         Watch::check(path)?;
     }
@@ -60,6 +61,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         _ => None,
     };
     let watch = Watch::start(args, &runtime)?;
+    session.record_routing(routing_file.is_some());
     let opened = begin.elapsed();
 
     let mut output = Output::new(args, &prompt);
@@ -68,6 +70,9 @@ pub fn run(args: &RunArgs) -> Outcome {
         trace.finish()?;
     }
     watch.finish()?;
+    if let (Some(file), Some(path)) = (routing_file, &args.record_routing) {
+        routing::write(file, path, &session.take_routing(), prompt.tokens.len())?;
+    }
     let run = match outcome {
         Ok(found) => found,
         Err(stop) => {

@@ -2,7 +2,7 @@
 
 use crate::args::{EvictArg, PrefetchArg};
 use crate::errors::{Kind, Outcome, stop};
-use crate::plan::{self, bytes_of};
+use crate::plan::{self, bytes_of, ram_bytes_of};
 use crate::plan_args::{OutputArg, SimulateArgs};
 use crate::plan_hardware;
 use crate::plan_model;
@@ -115,7 +115,7 @@ fn points(
         };
         let rams = match ram.filter(|_| !unified) {
             None => vec![all.ram_bytes],
-            Some(list) => list.iter().map(|&size| bytes_of(size, shape, 0)).collect(),
+            Some(list) => list.iter().map(|&size| ram_bytes_of(size, shape)).collect(),
         };
         for &vram_bytes in &vrams {
             for &ram_bytes in &rams {

@@ -10,6 +10,7 @@ mod model;
 mod work;
 
 pub use model::Model;
+pub use work::ChosenExpert;
 pub(crate) use work::{bytes_per_token, host_bytes_per_token};
 
 use crate::InferError;
@@ -127,6 +128,17 @@ impl Decoder {
     /// Leaves the schedule: nothing more is brought ahead for this sequence until the next token.
     pub fn rest(&mut self) {
         self.walk = None;
+    }
+
+    /// Writes down from now on what routers choose, or no longer. Off at first; costs memory for every token.
+    pub fn record_routing(&mut self, on: bool) {
+        self.work.record = on.then(Vec::new);
+    }
+
+    /// What routers chose since the last call, in the order of computing (a chunk's tokens layer by layer); empty unless
+    /// it is [recorded](Self::record_routing).
+    pub fn take_routing(&mut self) -> Vec<ChosenExpert> {
+        self.work.record.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Computes `tokens` (1 to [`DecoderShape::chunk`]) as the next of the sequence. `logits` becomes
@@ -277,7 +289,7 @@ impl Pass<'_> {
         match (&layer.ffn, &steps.ffn) {
             (Ffn::Dense(mlp), FfnPlan::Dense { gate_up, down }) => self.dense(mlp, gate_up, down),
             (Ffn::Experts(experts), FfnPlan::Experts { router, step, pieces }) => {
-                self.experts(experts, router, *step, pieces)
+                self.experts(experts, index, router, *step, pieces)
             }
             // The plan was made from this very specification.
             _ => Err(InferError::Device("the plan is of another model: this is a bug".into())),

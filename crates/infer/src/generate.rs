@@ -8,7 +8,7 @@ use crate::InferError;
 use crate::arch::ModelSpec;
 use crate::backend::Backend;
 use crate::cpu::CpuBackend;
-use crate::decoder::{Decoder, DecoderShape, Logits, Model, bytes_per_token, host_bytes_per_token};
+use crate::decoder::{ChosenExpert, Decoder, DecoderShape, Logits, Model, bytes_per_token, host_bytes_per_token};
 use crate::kernels::{Activations, Pool};
 use crate::kv;
 use crate::sampling::{Sampler, SamplingParams};
@@ -310,6 +310,16 @@ impl Session {
     #[must_use]
     pub fn backend_name(&self) -> String {
         self.decoder.backend_name()
+    }
+
+    /// See [`Decoder::record_routing`].
+    pub fn record_routing(&mut self, on: bool) {
+        self.decoder.record_routing(on);
+    }
+
+    /// See [`Decoder::take_routing`].
+    pub fn take_routing(&mut self) -> Vec<ChosenExpert> {
+        self.decoder.take_routing()
     }
 
     /// Forgets all tokens, and keeps the memory.

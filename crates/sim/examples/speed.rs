@@ -8,7 +8,7 @@ use std::time::Instant;
 const SLOT: u64 = 2 << 20;
 
 fn wire(label: &str, mb_per_s: u64, latency_ns: u64) -> WireModel {
-    WireModel { label: label.into(), bytes_per_s: mb_per_s * 1_000_000, latency_ns, depth: 32 }
+    WireModel { label: label.into(), bytes_per_s: mb_per_s * 1_000_000, latency_ns, depth: 32, burst_ns: 0 }
 }
 
 fn tier(label: &str, budget_bytes: u64, parent: Option<(u32, WireModel)>, gb_per_s: u64) -> TierProfile {
@@ -63,7 +63,7 @@ fn mixture(habit: Habit) -> Workload {
     let mut workload = Workload { slot_bytes: SLOT, habit, ..Workload::default() };
     let mut next = 0;
     for _ in 0..48 {
-        for (count, choice) in [(6, None), (128 * 2, Some(Choice { experts: 128, pick: 6 }))] {
+        for (count, choice) in [(6, None), (128 * 2, Some(Choice { experts: 128, pick: 6, together: 4 }))] {
             let blocks = (next..next + count).map(BlockId).collect();
             let choice_max = if choice.is_some() { 12 } else { 0 };
             workload.schedule.steps.push(Step { tier: TierId(0), blocks, choice_max });

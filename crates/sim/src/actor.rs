@@ -27,6 +27,8 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Standing,
+    /// What choices may fall on, before the first step.
+    Warm,
     Step,
 }
 
@@ -46,6 +48,12 @@ pub(crate) struct Actor {
     step: usize,
     tier: TierId,
     set: Vec<BlockId>,
+    /// What the current step has chosen besides, and leases afterwards.
+    rest: Vec<BlockId>,
+    /// Blocks that the current step chose in all.
+    chosen_blocks: usize,
+    /// What is still to be gone through before the first step, last first.
+    warming: Vec<(TierId, Vec<BlockId>)>,
     standing: Vec<(TierId, Held)>,
     router: Router,
     rng: Rng,
@@ -77,6 +85,9 @@ impl Actor {
             step: 0,
             tier: TierId(0),
             set: Vec::new(),
+            rest: Vec::new(),
+            chosen_blocks: 0,
+            warming: Vec::new(),
             standing: Vec::new(),
             router: Router::new(habit, seed),
             rng: Rng::new(!seed),
@@ -86,6 +97,26 @@ impl Actor {
             tries: 0,
             since: 0,
         }
+    }
+}
+
+impl Actor {
+    /// What its choices may fall on, in sets that may be leased at once; the likeliest first, since the last is taken
+    /// first.
+    fn warming_sets(&mut self, model: &ScheduleModel) -> Vec<(TierId, Vec<BlockId>)> {
+        let Work::Sequence { warm: true, .. } = self.program.work else { return Vec::new() };
+        let choices = model.schedule.steps.iter().zip(&model.choices).filter_map(|(s, c)| c.map(|choice| (s, choice)));
+        let mut ranked = Vec::new();
+        for (layer, (step, choice)) in choices.enumerate() {
+            let share = step.blocks.len() / choice.experts.max(1) as usize;
+            let most = if choice.together > 0 { choice.together as usize } else { share }.max(1);
+            for (rank, expert) in self.router.ranked(layer, choice.experts).into_iter().enumerate() {
+                let blocks = &step.blocks[expert as usize * share..(expert as usize + 1) * share];
+                ranked.extend(blocks.chunks(most).map(|set| (rank, step.tier, set.to_vec())));
+            }
+        }
+        ranked.sort_by_key(|(rank, ..)| *rank);
+        ranked.into_iter().map(|(_, tier, set)| (tier, set)).collect()
     }
 }
 
@@ -183,10 +214,15 @@ impl World {
                 let sequence = self.brain.open_sequence(id);
                 self.note(|| format!("program {index} opens sequence {sequence:?} of schedule {id}"));
                 self.drain();
-                let standing = !self.schedules[schedule].schedule.standing.is_empty();
+                let model = &self.schedules[schedule];
+                let standing = !model.schedule.standing.is_empty();
                 let actor = &mut self.actors[index];
                 (actor.sequence, actor.pass, actor.step) = (sequence, 0, 0);
-                actor.part = if standing { Part::Standing } else { Part::Step };
+                actor.warming = actor.warming_sets(model);
+                actor.part = if standing { Part::Standing } else { Part::Warm };
+                if actor.part == Part::Warm && actor.warming.is_empty() {
+                    actor.part = Part::Step;
+                }
                 self.begin_set(index);
             }
         }
@@ -204,6 +240,7 @@ impl World {
         let schedule = self.schedule_of(index);
         let actor = &mut self.actors[index];
         actor.set.clear();
+        actor.rest.clear();
         match (&actor.program.work, schedule) {
             (Work::Acquire { tier, sets, .. }, _) => {
                 actor.tier = *tier;
@@ -214,6 +251,13 @@ impl World {
                 if actor.part == Part::Standing {
                     actor.tier = model.schedule.steps.first().map_or(TierId(0), |s| s.tier);
                     actor.set.extend_from_slice(&model.schedule.standing);
+                    return;
+                }
+                if actor.part == Part::Warm {
+                    if let Some((tier, blocks)) = actor.warming.pop() {
+                        actor.tier = tier;
+                        actor.set.extend_from_slice(&blocks);
+                    }
                     return;
                 }
                 let step = &model.schedule.steps[actor.step];
@@ -230,6 +274,10 @@ impl World {
                         for &expert in &actor.chosen {
                             let first = expert as usize * share;
                             actor.set.extend_from_slice(&step.blocks[first..first + share]);
+                        }
+                        actor.chosen_blocks = actor.set.len();
+                        if choice.together > 0 && actor.set.len() > choice.together as usize {
+                            actor.rest.extend(actor.set.drain(choice.together as usize..));
                         }
                     }
                 }
@@ -272,6 +320,7 @@ impl World {
 
     fn begin_set(&mut self, index: usize) {
         self.fill_set(index);
+        self.announce(index);
         let actor = &self.actors[index];
         if let (Some(sequence), Part::Step) = (actor.sequence, actor.part) {
             let step = StepId(actor.step as u32);
@@ -279,6 +328,34 @@ impl World {
             self.foresee(index);
         }
         self.lease(index);
+    }
+
+    /// Says what the current step has chosen, if it leases it in several sets.
+    fn announce(&mut self, index: usize) {
+        let actor = &mut self.actors[index];
+        let Some(sequence) = actor.sequence.filter(|_| !actor.rest.is_empty()) else { return };
+        let mut blocks = self.spare.pop().unwrap_or_default();
+        blocks.extend(actor.set.iter().chain(&actor.rest));
+        let (step, tier) = (actor.step, actor.tier);
+        actor.guesses.extend(blocks.iter().map(|&block| (step, tier, block)));
+        self.send(Mail::Expected { sequence, step: StepId(step as u32), blocks, probability_milli: 1000 });
+    }
+
+    /// The next set of what the current step has chosen; `false` if there is none.
+    fn next_of_choice(&mut self, index: usize) -> bool {
+        let Some(schedule) = self.schedule_of(index) else { return false };
+        let actor = &mut self.actors[index];
+        let choice = self.schedules[schedule].choices.get(actor.step).copied().flatten();
+        let (Some(choice), Some(sequence)) = (choice.filter(|_| !actor.rest.is_empty()), actor.sequence) else {
+            return false;
+        };
+        let count = actor.rest.len().min(choice.together.max(1) as usize);
+        actor.set.clear();
+        actor.set.extend(actor.rest.drain(..count));
+        let step = StepId(actor.step as u32);
+        self.send(Mail::Entered { sequence, step });
+        self.lease(index);
+        true
     }
 
     /// The fast path; failing that, a demand.
@@ -352,7 +429,12 @@ impl World {
         let compute_ns = match (&actor.program.work, schedule, actor.part) {
             (Work::Acquire { compute_ns, .. }, ..) => *compute_ns,
             (_, Some(schedule), Part::Step) => {
-                self.schedules[schedule].compute_ns.get(actor.step).copied().unwrap_or_default()
+                let model = &self.schedules[schedule];
+                let whole = model.compute_ns.get(actor.step).copied().unwrap_or_default();
+                match model.choices.get(actor.step).copied().flatten() {
+                    Some(_) => whole * actor.set.len() as u64 / actor.chosen_blocks.max(1) as u64,
+                    None => whole,
+                }
             }
             _ => 0,
         };
@@ -375,19 +457,32 @@ impl World {
         }
         self.drop_held(index);
         let actor = &self.actors[index];
+        if actor.part == Part::Warm {
+            self.tell_touched(index);
+            self.next_set(index);
+            return;
+        }
         let step = StepId(actor.step as u32);
         let choice = self
             .schedule_of(index)
             .is_some_and(|s| self.schedules[s].choices.get(actor.step).is_some_and(Option::is_some));
         if actor.sequence.is_none() || choice {
-            let mut blocks = self.spare.pop().unwrap_or_default();
-            blocks.extend_from_slice(&self.actors[index].set);
-            self.send(Mail::Touched { tier, blocks });
+            self.tell_touched(index);
+        }
+        if choice && self.next_of_choice(index) {
+            return;
         }
         if let Some(sequence) = self.actors[index].sequence {
             self.send(Mail::StepTouched { sequence, step });
         }
         self.next_set(index);
+    }
+
+    fn tell_touched(&mut self, index: usize) {
+        let actor = &self.actors[index];
+        let mut blocks = self.spare.pop().unwrap_or_default();
+        blocks.extend_from_slice(&actor.set);
+        self.send(Mail::Touched { tier: actor.tier, blocks });
     }
 
     fn drop_held(&mut self, index: usize) {
@@ -408,7 +503,12 @@ impl World {
         let schedule = self.schedule_of(index);
         let actor = &mut self.actors[index];
         actor.tries = 0;
-        if actor.part == Part::Standing {
+        if actor.part != Part::Step && !actor.warming.is_empty() {
+            actor.part = Part::Warm;
+            self.begin_set(index);
+            return;
+        }
+        if actor.part != Part::Step {
             actor.part = Part::Step;
             if schedule.is_some_and(|s| !self.schedules[s].schedule.steps.is_empty()) {
                 self.begin_set(index);

@@ -60,6 +60,9 @@ pub struct Disk {
     pub latency_ns: u64,
     /// Requests under way at once.
     pub depth: u32,
+    /// How long it saves up what it could have read while it is idle, in nanoseconds: volumes and control groups whose
+    /// speed is bounded do so. 0: not at all.
+    pub burst_ns: u64,
 }
 
 /// What things cost, all in the same currency.

@@ -21,6 +21,8 @@ pub struct Choice {
     pub experts: u32,
     /// How many of them are chosen.
     pub pick: u32,
+    /// Most blocks that are leased at once, one set after the other once all of them have been announced; 0: all.
+    pub together: u32,
 }
 
 /// So many passes through a schedule.
@@ -43,6 +45,9 @@ pub enum Work {
         habit: Habit,
         /// If not 0, it says beforehand what it expects to choose, and is right so often, in thousandths.
         foresight_milli: u16,
+        /// Whether it begins by going through all that its choices may fall on, what it is least likely to choose first:
+        /// memory is then as it is after thousands of tokens.
+        warm: bool,
     },
     /// Leases sets of blocks one after the other, telling no schedule.
     Acquire {
@@ -78,7 +83,7 @@ impl Program {
     pub fn sequence(passes: Vec<Passes>, habit: Habit) -> Self {
         Self {
             begins_at: 0,
-            work: Work::Sequence { passes, habit, foresight_milli: 0 },
+            work: Work::Sequence { passes, habit, foresight_milli: 0, warm: false },
             deadline_ns: 30_000_000_000,
             patience_ns: None,
             lag_ns: 0,
@@ -122,6 +127,8 @@ pub struct Mark {
     pub at: Nanos,
     /// Its figures until then.
     pub figures: Figures,
+    /// Uses that the world has recorded until then.
+    pub uses: usize,
     /// Bytes that have crossed each wire until then.
     pub wire_bytes: Vec<u64>,
     /// Nanoseconds in which each wire was busy until then.

@@ -101,7 +101,7 @@ fn schedule(rng: &mut Rng, config: &Config) -> ScheduleModel {
                 let pick = rng.between(1, 2) as u32;
                 step.blocks.truncate((share * experts) as usize);
                 step.choice_max = pick * share;
-                choice = Some(Choice { experts, pick });
+                choice = Some(Choice { experts, pick, together: rng.below(4) as u32 });
             }
         } else if in_order {
             let count = rng.between(1, 3).min(config.blocks.len() as u64);
@@ -138,6 +138,7 @@ fn program(rng: &mut Rng, config: &Config, schedules: &[ScheduleModel]) -> Progr
                 .collect(),
             habit: rng.pick(&[Habit::Uniform, Habit::Zipf, Habit::Sticky { stay_milli: 600 }]).clone(),
             foresight_milli: if rng.chance(500) { rng.between(300, 1000) as u16 } else { 0 },
+            warm: rng.chance(200),
         },
         7..=8 => {
             let largest = if rng.chance(100) { 8 } else { 2 };
@@ -179,6 +180,7 @@ fn wire(rng: &mut Rng, label: &str) -> WireModel {
         bytes_per_s: rng.between(100, 4000) * 1_000_000,
         latency_ns: rng.below(200_000),
         depth: rng.between(1, 8) as u32,
+        burst_ns: 0,
     }
 }
 

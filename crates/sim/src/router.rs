@@ -43,7 +43,35 @@ pub struct RoutingTrace {
     /// Layers.
     pub layers: usize,
     tokens: Vec<Vec<Vec<u32>>>,
+    /// The same of the prompts.
+    prompt: Vec<Vec<Vec<u32>>>,
 }
+
+impl Habit {
+    /// How many different experts of a layer so many tokens choose together, on average.
+    #[must_use]
+    pub fn distinct(&self, experts: u32, pick: u32, tokens: u64) -> u32 {
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX).min(DISTINCT_TOKENS_MAX);
+        let count = |layer: &mut dyn Iterator<Item = u32>| layer.collect::<std::collections::BTreeSet<u32>>().len();
+        if let Self::Trace(trace) = self {
+            let recorded = if trace.prompt.is_empty() { &trace.tokens } else { &trace.prompt };
+            let recorded = &recorded[..tokens.min(recorded.len())];
+            let of = |layer: usize| recorded.iter().filter_map(move |token| token.get(layer)).flatten();
+            let sum: usize = (0..trace.layers).map(|layer| count(&mut of(layer).map(|e| e % experts.max(1)))).sum();
+            let mean = sum.div_ceil(trace.layers.max(1)) as u32;
+            return mean.clamp(pick.min(experts), experts);
+        }
+        let (mut router, mut chosen, mut all) = (Router::new(self.clone(), 1), Vec::new(), Vec::new());
+        for _ in 0..tokens {
+            router.choose(0, experts, pick, &mut chosen);
+            all.extend_from_slice(&chosen);
+        }
+        count(&mut all.into_iter()) as u32
+    }
+}
+
+/// More tokens choose hardly more experts.
+const DISTINCT_TOKENS_MAX: usize = 4096;
 
 /// A trace that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,7 +112,7 @@ const LAYERS_MAX: u64 = 4096;
 const EXPERTS_MAX: u64 = 65_536;
 
 impl RoutingTrace {
-    /// Reads a CSV with at least the columns `turn`, `phase` (1: decode; others are left out), `step`, `layer` and
+    /// Reads a CSV with at least the columns `turn`, `phase` (1: decode; others: prompts, which are only counted), `step`, `layer` and
     /// `expert`, one choice a line. Lines that begin with `#` are comments.
     ///
     /// # Errors
@@ -111,20 +139,24 @@ impl RoutingTrace {
                     return Err(TraceError::TooLarge { line: index + 1, column, value });
                 }
             }
-            if phase != 1 {
-                continue;
-            }
-            if token != Some((turn, step)) {
-                token = Some((turn, step));
-                trace.tokens.push(Vec::new());
+            let tokens = if phase == 1 { &mut trace.tokens } else { &mut trace.prompt };
+            if token != Some((turn, phase, step)) {
+                token = Some((turn, phase, step));
+                tokens.push(Vec::new());
             }
             trace.layers = trace.layers.max(layer as usize + 1);
-            if let Some(layers) = trace.tokens.last_mut() {
+            if let Some(layers) = tokens.last_mut() {
                 layers.resize(layers.len().max(layer as usize + 1), Vec::new());
                 layers[layer as usize].push(expert as u32);
             }
         }
         if trace.tokens.is_empty() { Err(TraceError::Empty) } else { Ok(trace) }
+    }
+
+    /// Tokens of prompts recorded.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
     }
 
     /// Tokens recorded.
@@ -158,13 +190,50 @@ impl Router {
         Self { habit, rng: Rng::new(seed), layers: Vec::new() }
     }
 
+    /// The experts of a layer, those that are likeliest to be chosen next first (in any order where the habit knows
+    /// none).
+    #[must_use]
+    pub fn ranked(&mut self, layer: usize, experts: u32) -> Vec<u32> {
+        self.prepare(layer, experts);
+        if let Habit::Trace(trace) = &self.habit {
+            // It begins again after its end, so what was chosen last is what memory holds then.
+            let of = |token: &Vec<Vec<u32>>| token.get(layer % trace.layers.max(1)).cloned().unwrap_or_default();
+            let mut ranked = Vec::new();
+            for token in trace.tokens.iter().rev() {
+                add_distinct(&mut ranked, of(token).into_iter().map(|e| e % experts.max(1)), experts as usize);
+            }
+            add_distinct(&mut ranked, 0..experts, experts as usize);
+            return ranked;
+        }
+        let ranked = &self.layers[layer].by_popularity;
+        if ranked.is_empty() { (0..experts).collect() } else { ranked.clone() }
+    }
+
+    /// Gives a layer its state.
+    fn prepare(&mut self, layer: usize, experts: u32) {
+        if self.layers.len() <= layer {
+            self.layers.resize(layer + 1, Layer::default());
+        }
+        let state = &mut self.layers[layer];
+        if !matches!(self.habit, Habit::Zipf | Habit::Recency) || state.by_popularity.len() == experts as usize {
+            return;
+        }
+        state.by_popularity = (0..experts).collect();
+        self.rng.shuffle(&mut state.by_popularity, experts as usize);
+        if self.habit == Habit::Zipf {
+            let weights = (1..=u64::from(experts)).scan(0u64, |sum, k| {
+                *sum += (1 << 32) / k;
+                Some(*sum)
+            });
+            state.cumulated = weights.collect();
+        }
+    }
+
     /// Chooses `pick` different experts of `experts` for a layer, in ascending order.
     pub fn choose(&mut self, layer: usize, experts: u32, pick: u32, chosen: &mut Vec<u32>) {
         chosen.clear();
         let pick = pick.min(experts) as usize;
-        if self.layers.len() <= layer {
-            self.layers.resize(layer + 1, Layer::default());
-        }
+        self.prepare(layer, experts);
         let state = &mut self.layers[layer];
         let turn = state.turns;
         state.turns += 1;
@@ -180,21 +249,7 @@ impl Router {
             }
             _ => {}
         }
-        let zipf = self.habit == Habit::Zipf;
-        if zipf && state.cumulated.len() != experts as usize {
-            state.by_popularity = (0..experts).collect();
-            self.rng.shuffle(&mut state.by_popularity, experts as usize);
-            let weights = (1..=u64::from(experts)).scan(0u64, |sum, k| {
-                *sum += (1 << 32) / k;
-                Some(*sum)
-            });
-            state.cumulated = weights.collect();
-        }
-        let recency = self.habit == Habit::Recency;
-        if recency && state.by_popularity.len() != experts as usize {
-            state.by_popularity = (0..experts).collect();
-            self.rng.shuffle(&mut state.by_popularity, experts as usize);
-        }
+        let (zipf, recency) = (self.habit == Habit::Zipf, self.habit == Habit::Recency);
         let mut misses = 0;
         while chosen.len() < pick {
             let drawn = if zipf {

@@ -4,7 +4,7 @@ use crate::belady;
 use crate::checker::Violation;
 use crate::faults::Faults;
 use crate::profile::{Profile, ProfileError, Workload};
-use crate::program::{Mark, Passes, Program, ScheduleModel};
+use crate::program::{Mark, Passes, Program, ScheduleModel, Work};
 use crate::wire::WireModel;
 use crate::world::{Checks, Setup, World};
 use overspill_core::{BlockId, Config, Decision, Evict, Nanos, Prefetch, TierConfig, TierId, TierStats, TooSmall};
@@ -88,7 +88,8 @@ pub struct WireOutcome {
 pub struct Outcome {
     /// Nanoseconds of a pass (a token, when a pass is one).
     pub ns_per_pass: Nanos,
-    /// Nanoseconds of the first pass, from empty memories.
+    /// Nanoseconds of the first pass, from empty memories (those of mixtures are steady only after thousands of tokens,
+    /// so their later passes begin with memories that have seen every expert).
     pub first_pass_ns: Nanos,
     /// Disks first, then the links of the tiers that have one.
     pub wires: Vec<WireOutcome>,
@@ -168,8 +169,8 @@ pub enum SimulateError {
 pub fn simulate(profile: &Profile, workload: &Workload, options: &Options) -> Result<Outcome, SimulateError> {
     profile.validate()?;
     workload.validate(profile)?;
-    let mut world = World::new(setup(profile, workload, options))?;
     let mixture = workload.is_mixture();
+    let mut world = World::new(setup(profile, workload, options, mixture))?;
     world.record_uses(mixture);
     let passes_max = options.passes_max.unwrap_or(if mixture { 96 } else { 24 }).max(4) as usize;
     let mut steady = None;
@@ -184,10 +185,17 @@ pub fn simulate(profile: &Profile, workload: &Workload, options: &Options) -> Re
         }
         steady = if mixture { None } else { steady_from(&world.marks) };
     }
-    Ok(outcome(profile, workload, &world, steady))
+    let mut outcome = outcome(profile, workload, &world, steady);
+    if mixture {
+        let mut cold = World::new(setup(profile, workload, options, false))?;
+        cold.run_to_marks(1)?;
+        outcome.first_pass_ns = cold.marks.first().map_or(outcome.first_pass_ns, |mark| mark.at);
+        outcome.events += cold.events();
+    }
+    Ok(outcome)
 }
 
-fn setup(profile: &Profile, workload: &Workload, options: &Options) -> Setup {
+fn setup(profile: &Profile, workload: &Workload, options: &Options, warm: bool) -> Setup {
     let links = profile.tiers.iter().filter_map(|t| t.parent.as_ref().map(|(_, wire)| wire));
     let product = |w: &WireModel| {
         let bytes = 2 * u128::from(w.bytes_per_s) * u128::from(w.latency_ns) / 1_000_000_000;
@@ -208,19 +216,23 @@ fn setup(profile: &Profile, workload: &Workload, options: &Options) -> Setup {
         prefetch: options.prefetch,
         window_bytes: options.window_bytes.unwrap_or(window.max(Config::WINDOW_BYTES_DEFAULT)),
     };
-    let none = || WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1 };
+    let none = || WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1, burst_ns: 0 };
     let schedule = ScheduleModel {
         schedule: workload.schedule.clone(),
         compute_ns: (0..workload.schedule.steps.len()).map(|step| workload.compute_ns(profile, step)).collect(),
         choices: workload.choices.clone(),
     };
     let passes = vec![Passes { schedule: 0, passes: u32::MAX }];
+    let mut program = Program::sequence(passes, workload.habit.clone());
+    if let Work::Sequence { warm: begins_warm, .. } = &mut program.work {
+        *begins_warm = warm;
+    }
     Setup {
         config,
         disks: profile.disks.clone(),
         uploads: profile.tiers.iter().map(|t| t.parent.as_ref().map_or_else(none, |(_, wire)| wire.clone())).collect(),
         schedules: vec![schedule],
-        programs: vec![Program::sequence(passes, workload.habit.clone())],
+        programs: vec![program],
         faults: Faults::default(),
         seed: options.seed,
         checks: if options.checked { Checks::On } else { Checks::Off },
@@ -361,9 +373,10 @@ fn crossing_bytes(
         return bytes;
     }
     let uses: Vec<_> = world.uses().iter().filter(|(tier, _)| consumer(tier.index())).map(|(_, b)| *b).collect();
+    let seen = |uses: &[(TierId, BlockId)]| uses.iter().filter(|(tier, _)| consumer(tier.index())).count();
     let passes = world.marks.len();
     let missed = belady::misses(&uses, (memory / workload.slot_bytes.max(1)) as usize, false, 1);
-    let begin = uses.len() * (from + 1) / passes.max(1);
+    let begin = world.marks.get(from).map_or(0, |mark| seen(&world.uses()[..mark.uses]));
     let measured = (passes - 1 - from).max(1) as u64;
     for (block, _) in uses.iter().zip(&missed).skip(begin).filter(|(_, missed)| **missed) {
         bytes[wire_of(block.index())] += workload.blocks[block.index()].bytes;

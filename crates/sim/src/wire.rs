@@ -17,6 +17,9 @@ pub struct WireModel {
     pub latency_ns: Nanos,
     /// Requests under way at once; at least 1.
     pub depth: u32,
+    /// How long it saves up, while it is idle, what it could have carried: a volume or a control group whose speed is
+    /// bounded does so, and makes good for short pauses. 0: a wire that is idle has lost that time.
+    pub burst_ns: Nanos,
 }
 
 impl WireModel {
@@ -115,10 +118,11 @@ impl Wire {
             self.last = (request.bytes, self.model.duration_ns(request.bytes));
         }
         let duration = self.last.1.saturating_mul(u64::from(luck.slower.max(1)));
-        let starts = now.saturating_add(self.model.latency_ns).max(self.free_at);
-        self.free_at = starts.saturating_add(duration);
+        let arrives = now.saturating_add(self.model.latency_ns);
+        let earliest = if self.model.burst_ns > 0 { now.saturating_sub(self.model.burst_ns) } else { arrives };
+        self.free_at = earliest.max(self.free_at).saturating_add(duration);
         self.busy_ns += duration;
-        let done_at = self.free_at.saturating_add(luck.delay_ns);
+        let done_at = self.free_at.max(arrives).saturating_add(luck.delay_ns);
         let at = self.flying.iter().rposition(|f| f.done_at <= done_at).map_or(0, |at| at + 1);
         self.flying.insert(at, Flying { request, done_at, fails: luck.fails });
         at == 0
@@ -168,8 +172,25 @@ mod tests {
         }
     }
 
+    /// A throttled disk that was idle carries at once what it has saved up, but not more, and not before the latency.
+    #[test]
+    fn what_was_saved_up_is_carried_at_once() {
+        let done_at = |burst_ns: Nanos, begun_at: Nanos| {
+            let disk =
+                WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 500, depth: 8, burst_ns };
+            let mut wire = Wire::new(disk);
+            (0..4).for_each(|id| wire.submit(request(id, false)));
+            while wire.can_begin() {
+                wire.begin(begun_at, Luck::default());
+            }
+            std::iter::from_fn(|| wire.next_done().inspect(|_| drop(wire.finish()))).map(|at| at - begun_at).collect()
+        };
+        let done: [Vec<Nanos>; 3] = [done_at(0, 10_000), done_at(2000, 10_000), done_at(2000, 1000)];
+        assert_eq!(done, [vec![1500, 2500, 3500, 4500], vec![500, 500, 1000, 2000], vec![500, 1000, 2000, 3000]]);
+    }
+
     fn run(depth: u32, requests: &[Request]) -> Vec<(u64, Nanos)> {
-        let model = WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 500, depth };
+        let model = WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 500, depth, burst_ns: 0 };
         let mut wire = Wire::new(model);
         requests.iter().for_each(|r| wire.submit(*r));
         let (mut now, mut done) = (0, Vec::new());

@@ -676,6 +676,7 @@ impl World {
             schedule,
             at: self.now,
             figures: self.actors[actor].figures.clone(),
+            uses: self.uses().len(),
             wire_bytes: self.wires.iter().map(|w| w.bytes_done).collect(),
             wire_busy_ns: self.wires.iter().map(|w| w.busy_ns).collect(),
         });

@@ -7,7 +7,7 @@ use overspill_sim::planner::{
     Budgets, Cut, Device, Machine, ModelShape, PartKind, Phase, PlanError, PlanOptions, Question,
 };
 use overspill_sim::planner::{Resources, cheapest, estimate, plan, predict};
-use overspill_sim::{Bound, Habit, Options};
+use overspill_sim::{Bound, Habit, Options, RoutingTrace};
 use serde_json::{Value, json};
 
 fn llama(hidden: u64, width: u64, layers: u64, heads: u64) -> Value {
@@ -93,22 +93,26 @@ fn dense_plans_agree_with_the_closed_form() {
 /// What coarse blocks cost: seconds per token against blocks as small as the engine's.
 #[test]
 fn coarse_blocks_cost_little() {
-    let mut errors = Vec::new();
+    let (mut errors, mut bytes) = (Vec::new(), Vec::new());
     for (shape, habit) in [(dense_8b(), Habit::Uniform), (mixture_30b(), Habit::Recency)] {
-        for share in [10, 30, 60, 90] {
+        for share in [10, 25, 50, 75, 95, 100] {
             let part = shape.block_bytes() * share / 100;
             for machine in [
                 machine("laptop", Device::Cpu, 0, part),
                 machine("desktop-24gb", Device::Gpu, part / 2 + GIB, part / 2),
             ] {
-                let seconds = |cut| predict(&shape, &machine, &question(cut, &habit)).unwrap().seconds_per_pass;
-                let (fine, coarse) = (seconds(Cut::Fine), seconds(Cut::Coarse));
+                let answer = |cut| predict(&shape, &machine, &question(cut, &habit)).unwrap();
+                let (fine, coarse) = (answer(Cut::Fine), answer(Cut::Coarse));
+                let apart = coarse.disk_bytes.abs_diff(fine.disk_bytes) as f64 / fine.touched_bytes as f64;
+                bytes.push(apart);
+                let (fine, coarse) = (fine.seconds_per_pass, coarse.seconds_per_pass);
                 let error = coarse / fine - 1.0;
                 println!(
-                    "{} {share} % on {}: {fine:.4} s, coarse {:+.2} %",
+                    "{} {share} % on {}: {fine:.4} s, coarse {:+.2} %, bytes {:.2} % of T",
                     shape.architecture,
                     machine.hardware.name,
-                    error * 100.0
+                    error * 100.0,
+                    apart * 100.0
                 );
                 errors.push(error.abs());
             }
@@ -117,7 +121,10 @@ fn coarse_blocks_cost_little() {
     errors.sort_by(f64::total_cmp);
     let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
     println!("median {:.2} %, worst {:.2} %", median * 100.0, worst * 100.0);
+    let most = bytes.iter().fold(0.0, |a: f64, b| a.max(*b));
+    println!("bytes: at most {:.2} % of T", most * 100.0);
     assert!(median < 0.02 && worst < 0.08, "median {median}, worst {worst}");
+    assert!(most < 0.02, "{most}");
 }
 
 #[test]
@@ -178,6 +185,25 @@ fn a_mixture_is_cached_better_than_its_share_where_routing_is_recent() {
     assert!((0.2..0.4).contains(&recent), "{recent}");
 }
 
+/// A chunk of a prompt asks of a mixture what its tokens choose together: fewer experts where they choose alike, and all
+/// of those pass through a memory that holds a part (the engine's cache of experts goes by recency, and a chunk goes
+/// through them in order).
+#[test]
+fn a_prompt_reads_the_experts_that_its_tokens_choose() {
+    let shape = mixture_30b();
+    let [uniform, recent] = [Habit::Uniform, Habit::Recency].map(|habit| habit.distinct(128, 8, 64));
+    assert!(uniform > 120 && recent < 120, "{uniform} {recent}");
+    let machine = machine("laptop", Device::Cpu, 0, shape.block_bytes() / 2);
+    let question = Question { phase: Phase { tokens: 64, past: 0 }, ..question(Cut::Coarse, &Habit::Uniform) };
+    let question = Question { options: Options { passes_max: Some(6), ..question.options }, ..question };
+    let found = predict(&shape, &machine, &question).unwrap();
+    let read = found.disk_bytes as f64 / shape.expert_bytes() as f64;
+    assert!((0.8..1.01).contains(&read), "{read}");
+    let recorded = "turn,phase,step,layer,expert\n0,0,0,0,1\n0,0,1,0,1\n0,0,2,0,2\n0,1,3,0,5\n";
+    let trace = Habit::Trace(RoutingTrace::parse(recorded).unwrap());
+    assert_eq!((trace.distinct(8, 1, 2), trace.distinct(8, 1, 64)), (1, 2), "of the prompt, not of what came after it");
+}
+
 #[test]
 fn two_cards_share_the_layers() {
     let shape = dense_70b();
@@ -227,7 +253,8 @@ fn small_models_obey_the_closed_form_too() {
     }
 }
 
-/// Experts that are hardly ever chosen are not read from disk for ever where memory holds all of them.
+/// Experts that are hardly ever chosen are not read from disk for ever where memory holds all of them. Where two memories
+/// share them, what the GPU's gives up is on disk alone, since tiers are exclusive and nothing is downloaded.
 #[test]
 fn a_mixture_that_memory_holds_is_not_read_from_disk() {
     let shape = mixture_30b();
@@ -236,8 +263,13 @@ fn a_mixture_that_memory_holds_is_not_read_from_disk() {
         machine("desktop-24gb", Device::Gpu, shape.block_bytes() / 2, shape.block_bytes() * 7 / 10),
     ] {
         let found = predict(&shape, &machine, &question(Cut::Coarse, &Habit::Recency)).unwrap();
-        assert_eq!(found.disk_bytes, 0);
-        assert_ne!(found.bound, Bound::Disk);
-        assert!(found.places.iter().all(|(_, bytes)| bytes.last() == Some(&0)), "{:?}", found.places);
+        let name = &machine.hardware.name;
+        println!("{name}: disk {} of {} bytes", found.disk_bytes, found.touched_bytes);
+        if machine.device == Device::Cpu {
+            assert_ne!(found.bound, Bound::Disk);
+            assert_eq!(found.disk_bytes, 0);
+            assert!(found.places.iter().all(|(_, bytes)| bytes.last() == Some(&0)), "{:?}", found.places);
+        }
+        assert!(found.disk_bytes * 20 < found.touched_bytes, "{name}: {}", found.disk_bytes);
     }
 }

@@ -33,8 +33,14 @@ fn cycle(blocks: Vec<BlockSize>, steps: Vec<Vec<BlockId>>, slots: u64, config: i
             prefetch: Prefetch::Auto,
             window_bytes: Config::WINDOW_BYTES_DEFAULT,
         },
-        disks: vec![WireModel { label: "disk".into(), bytes_per_s: 2_000_000_000, latency_ns: 100_000, depth: 16 }],
-        uploads: vec![WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1 }],
+        disks: vec![WireModel {
+            label: "disk".into(),
+            bytes_per_s: 2_000_000_000,
+            latency_ns: 100_000,
+            depth: 16,
+            burst_ns: 0,
+        }],
+        uploads: vec![WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1, burst_ns: 0 }],
         schedules: vec![ScheduleModel { schedule, compute_ns, choices: vec![] }],
         programs: vec![Program::sequence(vec![Passes { schedule: 0, passes: 6 }], Habit::Uniform)],
         faults: Faults::default(),
@@ -211,6 +217,7 @@ fn a_model_bound_by_its_disk_runs_at_the_disk_s_speed() {
             bytes_per_s: rng.between(300, 3000) * 1_000_000,
             latency_ns: rng.between(10_000, 200_000),
             depth: 32,
+            burst_ns: 0,
         };
         let profile = machine(budget, disk.clone());
         let outcome = simulate(&profile, &workload, &Options { checked: true, ..Options::default() }).unwrap();
@@ -265,6 +272,7 @@ fn disk_bus_and_computing_overlap_and_tiers_are_exclusive() {
             bytes_per_s: mb * 1_000_000,
             latency_ns,
             depth: 32,
+            burst_ns: 0,
         };
         let disk = wire("disk", rng.between(300, 3000), 100_000);
         let bus = wire("bus", rng.between(2000, 12000), 10_000);
@@ -303,7 +311,8 @@ fn disk_bus_and_computing_overlap_and_tiers_are_exclusive() {
 #[test]
 fn disks_run_at_the_same_time() {
     let mut workload = dense(40, &[4, 8]);
-    let disk = WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 50_000, depth: 32 };
+    let disk =
+        WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 50_000, depth: 32, burst_ns: 0 };
     let mut profile = machine(240 * SLOT, disk.clone());
     let one = simulate(&profile, &workload, &Options::default()).unwrap();
     workload.blocks.iter_mut().enumerate().for_each(|(index, b)| b.wire = index as u32 % 2);
@@ -325,12 +334,13 @@ fn experts_that_come_again_stay() {
         for (layer, step) in workload.schedule.steps.drain(..).enumerate() {
             let experts = (0..32).map(|e| BlockId(first + layer as u32 * 32 + e)).collect();
             steps.extend([step, Step { tier: TierId(0), blocks: experts, choice_max: 4 }]);
-            workload.choices.extend([None, Some(Choice { experts: 32, pick: 4 })]);
+            workload.choices.extend([None, Some(Choice { experts: 32, pick: 4, together: 0 })]);
         }
         workload.schedule.steps = steps;
         workload.habit = habit;
         workload.blocks = equal(first as usize + 12 * 32);
-        let disk = WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 50_000, depth: 32 };
+        let disk =
+            WireModel { label: "disk".into(), bytes_per_s: 1_000_000_000, latency_ns: 50_000, depth: 32, burst_ns: 0 };
         // Room for everything dense and half of the experts.
         let profile = machine((u64::from(first) + 12 * 16) * SLOT, disk.clone());
         let options = Options { evict, passes_max: Some(120), checked: true, ..Options::default() };
@@ -370,11 +380,15 @@ fn foreseen_experts_are_there_when_they_are_chosen() {
         for step in model.schedule.steps.iter_mut().skip(1).step_by(2) {
             step.choice_max = 4;
         }
-        model.choices = (0..layers).flat_map(|_| [None, Some(Choice { experts, pick: 4 })]).collect();
+        model.choices = (0..layers).flat_map(|_| [None, Some(Choice { experts, pick: 4, together: 0 })]).collect();
         // Computing a dense step takes as long as reading four experts.
         model.compute_ns = (0..layers).flat_map(|_| [2_500_000, 100_000]).collect();
-        setup.programs[0].work =
-            Work::Sequence { passes: vec![Passes { schedule: 0, passes: 40 }], habit: Habit::Uniform, foresight_milli };
+        setup.programs[0].work = Work::Sequence {
+            passes: vec![Passes { schedule: 0, passes: 40 }],
+            habit: Habit::Uniform,
+            foresight_milli,
+            warm: false,
+        };
         let mut world = World::new(setup).unwrap();
         world.run().unwrap_or_else(|violation| panic!("{violation}"));
         let (early, late) = (&world.marks[9], &world.marks[39]);

@@ -5,7 +5,7 @@
 //! gate are asked for before the matrices that need their result. What is not here: the router's product.
 
 use super::Pass;
-use super::work::Routing;
+use super::work::{ChosenExpert, Routing};
 use crate::InferError;
 use crate::arch::Experts;
 use crate::backend::{Leases, Route, RowRun, View, Weights};
@@ -74,6 +74,7 @@ impl Pass<'_> {
     pub(super) fn experts(
         &mut self,
         experts: &Experts,
+        layer: usize,
         router: &Group,
         step: StepId,
         pieces: &[ExpertPieces],
@@ -85,6 +86,14 @@ impl Pass<'_> {
         self.work.values.resize(tokens * count, 0.0);
         self.backend.read(self.work.router, 0, &mut self.work.values)?;
         self.work.routing.choose(&mut self.work.values, count, experts);
+        if let Some(record) = &mut self.work.record {
+            let place = |(index, (expert, _)): (usize, &(u32, f32))| ChosenExpert {
+                position: self.start + index / experts.used.max(1),
+                layer,
+                expert: *expert,
+            };
+            record.extend(self.work.routing.chosen.iter().enumerate().map(place));
+        }
 
         let mut halves = std::mem::take(&mut self.work.halves);
         halves.fill(&self.work.routing, pieces);

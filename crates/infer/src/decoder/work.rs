@@ -112,9 +112,22 @@ pub(super) struct Work {
     pub(super) bytes: Vec<u8>,
     pub(super) rows: Vec<u64>,
     pub(super) routing: Routing,
+    /// What routers choose is written down here, if somebody wants it.
+    pub(super) record: Option<Vec<ChosenExpert>>,
     pub(super) halves: Halves,
     pub(super) runs: Vec<RowRun>,
     pub(super) blocks: Vec<BlockId>,
+}
+
+/// A router's choice of one expert for one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChosenExpert {
+    /// Place of the token in the sequence, from 0.
+    pub position: usize,
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The expert, from 0.
+    pub expert: u32,
 }
 
 /// Which token uses which experts.
@@ -156,6 +169,7 @@ impl Work {
             bytes: Vec::new(),
             rows: Vec::new(),
             routing: Routing::default(),
+            record: None,
             halves: Halves::default(),
             runs: Vec::new(),
             blocks: Vec::new(),

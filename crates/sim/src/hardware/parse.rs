@@ -215,6 +215,7 @@ fn disk(keys: Keys<'_>) -> Read<Disk> {
         bytes_per_s: keys.needed("gb_per_s", GIGA)?,
         latency_ns: keys.micros("latency_us", 100.0)?,
         depth: keys.number("depth", false)?.map_or(32, |depth| (depth as u32).max(1)),
+        burst_ns: keys.micros("burst_us", 0.0)?,
     };
     keys.finish()?;
     Ok(disk)

@@ -11,11 +11,14 @@ use crate::profile::{Profile, Workload};
 use crate::program::Choice;
 use crate::router::Habit;
 use overspill_core::{BlockId, BlockSize, Config, Schedule, Step, TierId};
+use std::collections::BTreeMap;
 
 /// About so many blocks, where budgets allow it.
 const BLOCKS_WANTED: u64 = 800;
 /// A tier that streams has room for at least so many blocks of a plan.
 const SLOTS_MIN: u64 = 64;
+/// What a tier lacks is so many blocks of a plan: the ring of larger ones would be no part of what is missing, but all.
+const MISSING_MIN: u64 = 64;
 /// As the engine: a step takes so much of a small budget at most …
 const STEP_SHARE: u64 = 32;
 /// … and so much of a large one.
@@ -41,9 +44,6 @@ pub enum Cut {
     Coarse,
 }
 
-/// A disk that takes no time.
-const IDLE_BYTES_PER_S: u64 = 1 << 50;
-
 /// A model cut for a machine.
 #[derive(Clone, Debug)]
 pub(super) struct CutModel {
@@ -55,8 +55,6 @@ pub(super) struct CutModel {
     pub(super) window_bytes: u64,
     /// R of the engine, by tier.
     pub(super) ring_bytes: Vec<u64>,
-    /// All memories together hold everything, so that disks are idle once it is there.
-    pub(super) all_held: bool,
 }
 
 /// Blocks of a unit.
@@ -98,20 +96,24 @@ fn window_bytes(profile: &Profile) -> u64 {
     profile.disks.iter().chain(links).map(product).max().unwrap_or(0).max(Config::WINDOW_BYTES_DEFAULT)
 }
 
-/// Experts of a part that so many tokens use, if each is as likely as any other.
-fn distinct(part: &Part, tokens: u64) -> u64 {
-    let (units, used) = (f64::from(part.units), f64::from(part.used));
-    if tokens <= 1 || part.units == 1 {
-        return u64::from(part.used);
+/// Experts of a part that so many tokens use.
+#[derive(Default)]
+struct Distinct(BTreeMap<(u32, u32), u32>);
+
+impl Distinct {
+    fn of(&mut self, part: &Part, phase: Phase, habit: &Habit) -> u32 {
+        if phase.tokens <= 1 || part.used >= part.units {
+            return part.used;
+        }
+        let kind = (part.units, part.used);
+        *self.0.entry(kind).or_insert_with(|| habit.distinct(part.units, part.used, phase.tokens))
     }
-    let expected = units * (1.0 - (1.0 - used / units).powf(tokens as f64));
-    (expected.round() as u64).clamp(u64::from(part.used), u64::from(part.units))
 }
 
 /// Nanoseconds that a part computes: reading its weights and the past, or operating, whichever takes longer.
-fn part_ns(shape: &ModelShape, part: &Part, phase: Phase, compute: &Computes) -> u64 {
+fn part_ns(shape: &ModelShape, part: &Part, distinct: u32, phase: Phase, compute: &Computes) -> u64 {
     let tokens = phase.tokens as f64;
-    let mut read = part.bytes as f64 * distinct(part, phase.tokens) as f64;
+    let mut read = part.bytes as f64 * f64::from(distinct);
     let mut flops = 2.0 * part.parameters as f64 * f64::from(part.used) * tokens;
     if part.kind == PartKind::Head {
         // Only the last token's logits are wanted.
@@ -132,7 +134,6 @@ fn part_ns(shape: &ModelShape, part: &Part, phase: Phase, compute: &Computes) ->
 
 struct Cutter<'a> {
     shape: &'a ModelShape,
-    phase: Phase,
     disks: u32,
     slot_bytes: u64,
     step_blocks: usize,
@@ -155,8 +156,9 @@ impl Cutter<'_> {
     }
 
     fn step(&mut self, tier: TierId, blocks: Vec<BlockId>, ns: u64, choice: Option<Choice>) {
-        let per_unit = choice.map_or(0, |c| blocks.len() as u32 / c.experts.max(1) * c.pick);
-        self.workload.schedule.steps.push(Step { tier, blocks, choice_max: per_unit });
+        let chosen = choice.map_or(0, |c| blocks.len() as u32 / c.experts.max(1) * c.pick);
+        let choice_max = choice.map_or(0, |c| chosen.min(c.together));
+        self.workload.schedule.steps.push(Step { tier, blocks, choice_max });
         self.workload.choices.push(choice);
         self.workload.flops.push(ns);
     }
@@ -170,16 +172,14 @@ impl Cutter<'_> {
         }
     }
 
-    fn part(&mut self, part: &Part, tier: TierId, ns: u64) {
-        let wanted = distinct(part, self.phase.tokens);
+    fn part(&mut self, part: &Part, distinct: u32, tier: TierId, ns: u64) {
         let units: Vec<Vec<BlockId>> = (0..part.units).map(|_| self.unit(part.bytes, Some(part.kind))).collect();
-        if part.used < part.units && self.phase.tokens == 1 {
-            let choice = Choice { experts: part.units, pick: part.used };
+        if part.used < part.units {
+            let together = u32::try_from(self.step_blocks).unwrap_or(u32::MAX);
+            let choice = Choice { experts: part.units, pick: distinct, together };
             self.step(tier, units.concat(), ns, Some(choice));
         } else {
-            // A chunk of a prompt uses nearly all experts, so they are a cycle as anything else.
-            let used: Vec<BlockId> = units.into_iter().take(wanted as usize).flatten().collect();
-            self.dense(tier, &used, ns);
+            self.dense(tier, &units.concat(), ns);
         }
     }
 }
@@ -215,18 +215,20 @@ pub(super) fn cut(
     let tightest = budgets.iter().map(|bytes| (*bytes as f64 / shape.padding) as u64);
     let tightest = tightest.filter(|held| *held < total).min().unwrap_or(total);
     let fine = shape.slot_bytes.max(1);
+    let missing = total.saturating_sub(tightest).max(1);
     // An expert is the least that moves alone, so no slot is larger than that.
     let expert = shape.parts.iter().filter(|p| p.units > 1).map(|p| p.bytes).min().unwrap_or(u64::MAX);
     let least = match cut {
         Cut::Fine => fine,
-        Cut::Coarse => (total / BLOCKS_WANTED).min(tightest / SLOTS_MIN).min(expert).max(fine),
+        Cut::Coarse => {
+            (total / BLOCKS_WANTED).min(tightest / SLOTS_MIN).min(missing / MISSING_MIN).min(expert).max(fine)
+        }
     };
     let slot_bytes = choose_slot(shape, least);
     // Only the tier that computes first decides about steps, in the engine too.
     let step_bytes = (budgets.first().copied().unwrap_or(0) / STEP_SHARE).clamp(fine, STEP_BYTES_MAX.max(fine));
     let mut cutter = Cutter {
         shape,
-        phase,
         disks: profile.disks.len() as u32,
         slot_bytes,
         step_blocks: (step_bytes / slot_bytes).max(1) as usize,
@@ -234,24 +236,18 @@ pub(super) fn cut(
         part_of: Vec::new(),
     };
     let standing = if shape.standing_bytes > 0 { cutter.unit(shape.standing_bytes, None) } else { Vec::new() };
+    let mut distinct = Distinct::default();
     for part in &shape.parts {
+        let used = distinct.of(part, phase, habit);
         let tier = tier_of(&computes, part.layer, cutter.shape.layers + 1);
-        let ns = computes.get(tier).map_or(0, |compute| part_ns(shape, part, phase, compute));
-        cutter.part(part, TierId(tier as u32), ns);
+        let ns = computes.get(tier).map_or(0, |compute| part_ns(shape, part, used, phase, compute));
+        cutter.part(part, used, TierId(tier as u32), ns);
     }
     let Cutter { mut workload, part_of, .. } = cutter;
     workload.schedule = Schedule { label: "plan".into(), cyclic: true, standing, ..workload.schedule };
     let coarse_window = window.div_ceil(slot_bytes).max(2) * slot_bytes;
     let ring_bytes = fit_budgets(&mut profile, &workload, shape, &budgets, Rings { window, coarse_window, step_bytes });
-    let memory = budgets.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-    let all_held = shape.bytes_in_slots(0, memory) >= total - total / 1000;
-    if all_held && shape.is_mixture() {
-        // Experts that are hardly ever chosen would be read for the first time for thousands of tokens to come.
-        for disk in &mut profile.disks {
-            (disk.bytes_per_s, disk.latency_ns) = (IDLE_BYTES_PER_S, 0);
-        }
-    }
-    CutModel { profile, workload, part_of, window_bytes: coarse_window, ring_bytes, all_held }
+    CutModel { profile, workload, part_of, window_bytes: coarse_window, ring_bytes }
 }
 
 struct Rings {

@@ -8,6 +8,10 @@ use crate::wire::WireModel;
 
 /// Slabs of the engine.
 const SLAB_BYTES: u64 = 64 << 20;
+/// As the engine: the cache of rows takes this part of a budget, at most …
+const ROW_CACHE_SHARE: u64 = 64;
+/// … so much.
+const ROW_CACHE_BYTES_MAX: u64 = 1 << 20;
 /// What drivers, displays and other programs keep of a GPU's memory: a twentieth, at least this much.
 const VRAM_RESERVE_BYTES: u64 = 512 << 20;
 /// What the system and the process keep of host memory: a sixteenth, at least this much.
@@ -143,7 +147,9 @@ impl Machine {
     /// Bytes for weights of each tier: those that compute, then the host if it only feeds them.
     pub(super) fn weight_bytes(&self, computes: &[Computes]) -> Vec<u64> {
         if self.device == Device::Cpu {
-            return vec![self.budgets.ram_bytes];
+            // As the engine: the cache of rows comes off it.
+            let ram = self.budgets.ram_bytes;
+            return vec![ram - (ram / ROW_CACHE_SHARE).min(ROW_CACHE_BYTES_MAX)];
         }
         let part = |c: &Computes| {
             let bytes = u128::from(self.budgets.vram_bytes) * u128::from(c.share) / 1_000_000;
@@ -174,6 +180,7 @@ impl Machine {
                         bytes_per_s: gpu.link_bytes_per_s.max(1),
                         latency_ns: gpu.link_latency_ns,
                         depth: 16,
+                        burst_ns: 0,
                     };
                     (host, wire)
                 }),
@@ -187,6 +194,7 @@ impl Machine {
             bytes_per_s: disk.bytes_per_s,
             latency_ns: disk.latency_ns,
             depth: disk.depth,
+            burst_ns: disk.burst_ns,
         };
         Profile {
             label: self.hardware.name.clone(),

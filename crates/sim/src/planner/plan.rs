@@ -15,8 +15,12 @@ use std::thread;
 const GIB: u64 = 1 << 30;
 /// What a unit of disk bandwidth is.
 const GB_PER_S: u64 = 1_000_000_000;
-/// Passes of a mixture that are simulated; the later half counts.
-const MIXTURE_PASSES: u32 = 80;
+/// Passes of a mixture that are simulated, all experts having been seen; the later half counts.
+const MIXTURE_PASSES: u32 = 48;
+/// The most that are simulated of what was recorded, twice.
+const TRACE_PASSES_MAX: u32 = 512;
+/// The same of chunks of a prompt, each of which chooses most experts.
+const MIXTURE_PROMPTS: u32 = 8;
 
 /// What to plan for.
 #[derive(Clone, Debug)]
@@ -167,7 +171,12 @@ impl PlanOptions {
     /// As [`predict`].
     pub fn decode(&self, shape: &ModelShape, machine: &Machine) -> Result<Prediction, PlanError> {
         let mut question = self.question(Phase { tokens: 1, past: self.context / 2 });
-        question.options.passes_max = shape.is_mixture().then_some(MIXTURE_PASSES);
+        // What was recorded counts once, after it has been gone through once.
+        let passes = match &self.habit {
+            Habit::Trace(trace) => u32::try_from(2 * trace.tokens()).unwrap_or(u32::MAX).min(TRACE_PASSES_MAX),
+            _ => 0,
+        };
+        question.options.passes_max = shape.is_mixture().then_some(passes.max(MIXTURE_PASSES));
         predict(shape, machine, &question)
     }
 
@@ -176,7 +185,9 @@ impl PlanOptions {
     /// # Errors
     /// As [`predict`].
     pub fn prefill(&self, shape: &ModelShape, machine: &Machine) -> Result<Prediction, PlanError> {
-        predict(shape, machine, &self.question(Phase { tokens: self.chunk.max(1), past: self.context / 2 }))
+        let mut question = self.question(Phase { tokens: self.chunk.max(1), past: self.context / 2 });
+        question.options.passes_max = shape.is_mixture().then_some(MIXTURE_PROMPTS);
+        predict(shape, machine, &question)
     }
 }
 

@@ -179,15 +179,11 @@ pub fn predict(shape: &ModelShape, machine: &Machine, question: &Question<'_>) -
         bound: bound(&outcome),
         limit_seconds: outcome.limit.ns_per_pass as f64 / 1e9,
         touched_bytes: outcome.touched_bytes_per_pass + shape.standing_bytes + shape.row_bytes,
-        disk_bytes: if cut.all_held && shape.is_mixture() { 0 } else { outcome.disk_bytes_per_pass(disks) },
+        disk_bytes: outcome.disk_bytes_per_pass(disks),
         bus_bytes: outcome.wires.iter().skip(disks).map(|w| w.bytes_per_pass).sum(),
         stall_seconds: outcome.stall_ns_per_pass as f64 / 1e9,
         compute_seconds: outcome.compute_ns_per_pass as f64 / 1e9,
-        hit_rate: if all == 0 || (cut.all_held && tiers == 1) {
-            1.0
-        } else {
-            outcome.hits_per_pass as f64 / all as f64
-        },
+        hit_rate: if all == 0 { 1.0 } else { outcome.hits_per_pass as f64 / all as f64 },
         ring_bytes: cut.ring_bytes.clone(),
         tiers: cut.profile.tiers.iter().map(|t| t.label.clone()).collect(),
         places: places(&outcome, &cut, tiers),
@@ -209,11 +205,9 @@ fn bound(outcome: &Outcome) -> Bound {
 
 fn places(outcome: &Outcome, cut: &CutModel, tiers: usize) -> Vec<(PartKind, Vec<u64>)> {
     let mut sums = vec![vec![0u64; tiers + 1]; PartKind::ALL.len()];
-    // What memory holds all of is in the last of them when it is nowhere yet.
-    let nowhere = if cut.all_held { tiers - 1 } else { tiers };
     for (block, kind) in cut.part_of.iter().enumerate() {
         let Some(row) = kind.and_then(|kind| PartKind::ALL.iter().position(|k| *k == kind)) else { continue };
-        let tier = outcome.places.get(block).copied().flatten().map_or(nowhere, TierId::index);
+        let tier = outcome.places.get(block).copied().flatten().map_or(tiers, TierId::index);
         sums[row][tier] += cut.workload.blocks[block].bytes;
     }
     let kinds = PartKind::ALL.into_iter().zip(sums);

@@ -197,6 +197,13 @@ impl ModelShape {
         bytes as u64
     }
 
+    /// A budget of the host that holds all blocks, with the padding of their slots and the cache of rows.
+    #[must_use]
+    pub fn bytes_in_memory(&self) -> u64 {
+        let blocks = ((self.block_bytes() as f64 * self.padding) as u64).saturating_add(self.slot_bytes);
+        blocks.saturating_add((blocks / 63).min(1 << 20))
+    }
+
     /// The fewest bytes of a tier that computes: what is held all the time, and a block.
     #[must_use]
     pub fn least_bytes(&self) -> u64 {
