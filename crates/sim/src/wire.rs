@@ -183,7 +183,8 @@ mod tests {
             while wire.can_begin() {
                 wire.begin(begun_at, Luck::default());
             }
-            std::iter::from_fn(|| wire.next_done().inspect(|_| drop(wire.finish()))).map(|at| at - begun_at).collect()
+            let ended = std::iter::from_fn(|| wire.finish().map(|flying| flying.done_at - begun_at));
+            ended.collect()
         };
         let done: [Vec<Nanos>; 3] = [done_at(0, 10_000), done_at(2000, 10_000), done_at(2000, 1000)];
         assert_eq!(done, [vec![1500, 2500, 3500, 4500], vec![500, 500, 1000, 2000], vec![500, 1000, 2000, 3000]]);
