@@ -2,16 +2,18 @@
 //!
 //! Its parts: this file has the state, the calling order and the small transitions; `demand` the queue of waiters and
 //! the search for room; `transfer` what happens when transfers end; `prefetch` what is brought ahead of need; `plan`
-//! which blocks stay; `sequence` cursors and what they touch.
+//! which blocks stay; `sequence` cursors and what they touch; `rounds` which of them take part.
 
 mod audit;
 mod demand;
 mod plan;
 mod prefetch;
+mod rounds;
 mod sequence;
 mod transfer;
 
 use crate::bitset::BitSet;
+use crate::choices::{Choices, Offers};
 use crate::config::{BlockSize, Config, Evict, Prefetch, TooSmall};
 use crate::ids::{BlockId, Nanos, ScheduleId, SequenceId, SlotId, TierId};
 use crate::learn::Learner;
@@ -86,6 +88,8 @@ pub(crate) struct Tier {
     pub(crate) could_go: BitSet,
     /// Resident blocks that a child has too, and that nobody needs here.
     pub(crate) surplus: BitSet,
+    /// By group of candidates: which of them could go.
+    pub(crate) offers: Vec<Offers>,
     /// The block that the body was asked to retire; one at a time.
     pub(crate) awaiting: Option<BlockId>,
     /// Bytes brought from the parent and not yet used.
@@ -157,6 +161,11 @@ pub struct Brain {
     pub(crate) prefetch: Prefetch,
     pub(crate) window_bytes: u64,
     pub(crate) learner: Learner,
+    pub(crate) choices: Choices,
+    /// Rounds begun, by all sequences.
+    pub(crate) rounds: u64,
+    /// Whether a cycle's cursors are far apart, so that none of its blocks is kept.
+    pub(crate) apart: bool,
     /// Vectors to be used again.
     pub(crate) spare: Vec<Vec<BlockId>>,
     pub(crate) governor: prefetch::Governor,
@@ -199,6 +208,7 @@ impl Brain {
                 kept: BitSet::new(blocks),
                 could_go: BitSet::new(blocks),
                 surplus: BitSet::new(blocks),
+                offers: Vec::new(),
                 awaiting: None,
                 ahead_bytes: 0,
                 window_bytes: config.window_bytes,
@@ -228,6 +238,9 @@ impl Brain {
             prefetch: config.prefetch,
             window_bytes: config.window_bytes,
             learner: Learner::new(blocks),
+            choices: Choices::new(blocks),
+            rounds: 0,
+            apart: false,
             spare: Vec::new(),
             governor: prefetch::Governor::default(),
             guesses: Vec::new(),
@@ -242,7 +255,7 @@ impl Brain {
     /// # Errors
     /// If a tier has no room for the schedule's largest step beside its standing blocks; nothing is registered then.
     pub fn add_schedule(&mut self, schedule: &crate::Schedule) -> Result<ScheduleId, TooSmall> {
-        let registered = Registered::new(schedule, self.blocks.len());
+        let mut registered = Registered::new(schedule, self.blocks.len());
         self.check_fits(&registered)?;
         self.forget_learned();
         // A schedule that was learned and forgotten leaves its place; nobody outside knows its id.
@@ -250,7 +263,9 @@ impl Brain {
             self.schedules.push(None);
             self.schedules.len() - 1
         });
+        registered.round = self.rounds;
         self.schedules[id] = Some(registered);
+        self.register_choices(id, schedule);
         self.index_schedule(id);
         self.replan();
         self.pump();
@@ -261,7 +276,7 @@ impl Brain {
     pub fn open_sequence(&mut self, schedule: ScheduleId) -> Option<SequenceId> {
         let index = schedule.index();
         self.schedules.get(index)?.as_ref()?;
-        let cursor = Cursor { schedule: index, position: 0, step: crate::StepId(0) };
+        let cursor = Cursor { schedule: index, position: 0, step: crate::StepId(0), fraction: 0, round: self.rounds };
         let id = self.cursors.iter().position(Option::is_none).unwrap_or_else(|| {
             self.cursors.push(None);
             self.cursors.len() - 1
@@ -271,6 +286,7 @@ impl Brain {
         if let Some(registered) = &mut self.schedules[index] {
             registered.sequences.push(sequence);
         }
+        self.begin_round();
         self.pump();
         Some(sequence)
     }
@@ -418,6 +434,7 @@ impl Brain {
         let t = &mut self.tiers[tier.index()];
         t.could_go.set(block.index(), could_go);
         let free_to_go = could_go && !t.kept.contains(block.index());
+        self.offer(tier, block);
         let mut needed_here = false;
         for index in 0..self.schedules.len() {
             let Some(registered) = &self.schedules[index] else { continue };
@@ -468,7 +485,11 @@ impl Brain {
             Some(Some(_)) => !s.uses(block).is_empty(),
             _ => false,
         });
-        if scheduled { List::Scheduled } else { List::Free }
+        match scheduled {
+            true => List::Scheduled,
+            false if self.is_candidate(block) => List::Chosen,
+            false => List::Free,
+        }
     }
 
     /// Puts every block into the list where it belongs, after schedules have changed.
@@ -478,6 +499,7 @@ impl Brain {
                 let list = self.list_of(TierId(tier as u32), BlockId(block as u32));
                 self.tiers[tier].lru.touch(block, list);
             }
+            self.tiers[tier].offers.iter_mut().for_each(Offers::forget);
         }
     }
 

@@ -50,8 +50,8 @@ impl Evictor for LeastRecentlyUsed {
             if unused_too && limit != Limit::Demand {
                 break;
             }
-            let pair = [oldest(List::Scheduled, unused_too), oldest(List::Free, unused_too)];
-            let older = pair.into_iter().flatten().min_by_key(|block| lru.stamp(block.index()));
+            let lists = [List::Scheduled, List::Free, List::Chosen].map(|list| oldest(list, unused_too));
+            let older = lists.into_iter().flatten().min_by_key(|block| lru.stamp(block.index()));
             if older.is_some() {
                 return older;
             }
@@ -70,18 +70,31 @@ pub(crate) struct NextUse;
 impl Evictor for NextUse {
     fn victim(&self, brain: &Brain, tier: TierId, limit: Limit) -> Option<BlockId> {
         let best = furthest(brain, tier, |_, coverage, before| coverage.evictable.prev(before));
-        let unscheduled = brain.tiers[tier.index()].lru.oldest_first(List::Free).map(|b| BlockId(b as u32));
-        // What was brought on expectation is not sent away for another, or for what is brought ahead.
-        let idle = |&block: &BlockId| limit == Limit::Demand || !brain.place(tier, block).unused;
-        let mut unscheduled = unscheduled.filter(|&block| brain.could_go(tier, block)).filter(idle);
         let half = brain.longest_order(tier) / 2;
         // Just used and needed again only in half a cycle: surely later than an expert that was used a while ago.
         match best {
             Some((distance, block)) if distance > half && limit.allows(Some(distance)) => Some(block),
-            Some((distance, block)) => unscheduled.next().or_else(|| limit.allows(Some(distance)).then_some(block)),
-            None => unscheduled.next(),
+            Some((distance, block)) => {
+                unscheduled(brain, tier, limit).or_else(|| limit.allows(Some(distance)).then_some(block))
+            }
+            None => unscheduled(brain, tier, limit),
         }
     }
+}
+
+/// Of the blocks whose use no schedule foretells, the one that is missed least.
+fn unscheduled(brain: &Brain, tier: TierId, limit: Limit) -> Option<BlockId> {
+    let lru = &brain.tiers[tier.index()].lru;
+    let oldest = |list, unused_too: bool| {
+        lru.oldest_first(list)
+            .map(|index| BlockId(index as u32))
+            .find(|&block| brain.could_go(tier, block) && (unused_too || !brain.place(tier, block).unused))
+    };
+    let demand = limit == Limit::Demand;
+    let pair = [oldest(List::Free, demand), brain.least_missed(tier)];
+    let older = pair.into_iter().flatten().min_by_key(|block| lru.stamp(block.index()));
+    // What was brought on expectation is not sent away for another, or for what is brought ahead.
+    older.or_else(|| if demand { oldest(List::Chosen, true) } else { None })
 }
 
 /// Among the candidates, that is blocks at positions that `prev` finds before another position of a schedule, the one

@@ -11,6 +11,7 @@
 mod bitset;
 mod brain;
 pub mod catalog;
+mod choices;
 mod config;
 pub mod dtype;
 mod evict;

@@ -1,5 +1,6 @@
-//! Order of last use, as lists linked by index: no allocation after the start. Blocks that some schedule uses and
-//! blocks that none does (experts) are in separate lists, since their future is known or not known.
+//! Order of last use, as lists linked by index: no allocation after the start. Blocks that some schedule uses, blocks
+//! that steps choose (experts) and blocks of neither kind are in separate lists, since their future is known, guessed
+//! or not known.
 
 const END: u32 = u32::MAX;
 
@@ -10,6 +11,8 @@ pub(crate) enum List {
     Scheduled = 0,
     /// The others.
     Free = 1,
+    /// Blocks among which some step chooses, and that no schedule uses otherwise.
+    Chosen = 2,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -21,21 +24,22 @@ struct Link {
     list: u8,
 }
 
-const UNLINKED: u8 = 2;
+const LISTS: usize = 3;
+const UNLINKED: u8 = LISTS as u8;
 
 /// Blocks of a tier in the order of their last use.
 #[derive(Clone, Debug)]
 pub(crate) struct Lru {
     links: Vec<Link>,
-    newest: [u32; 2],
-    oldest: [u32; 2],
+    newest: [u32; LISTS],
+    oldest: [u32; LISTS],
     uses: u64,
 }
 
 impl Lru {
     pub(crate) fn new(blocks: usize) -> Self {
         let link = Link { older: END, newer: END, stamp: 0, list: UNLINKED };
-        Self { links: vec![link; blocks], newest: [END; 2], oldest: [END; 2], uses: 0 }
+        Self { links: vec![link; blocks], newest: [END; LISTS], oldest: [END; LISTS], uses: 0 }
     }
 
     /// Makes a block the most recently used of a list, whether it was linked or not.
@@ -67,6 +71,11 @@ impl Lru {
         self.links[block].list = UNLINKED;
     }
 
+    /// Whether a block is in a list.
+    pub(crate) fn is_in(&self, block: usize, list: List) -> bool {
+        self.links[block].list == list as u8
+    }
+
     pub(crate) fn stamp(&self, block: usize) -> u64 {
         self.links[block].stamp
     }
@@ -83,7 +92,8 @@ impl Lru {
 
     /// All linked blocks, each list from the oldest on.
     pub(crate) fn linked(&self) -> Vec<usize> {
-        let mut all: Vec<usize> = self.oldest_first(List::Scheduled).chain(self.oldest_first(List::Free)).collect();
+        let lists = [List::Scheduled, List::Free, List::Chosen];
+        let mut all: Vec<usize> = lists.into_iter().flat_map(|list| self.oldest_first(list)).collect();
         all.sort_by_key(|&block| self.links[block].stamp);
         all
     }

@@ -65,6 +65,10 @@ pub(crate) struct Registered {
     uses: Vec<u32>,
     /// By tier; `None` where the tier plays no part.
     pub(crate) coverage: Vec<Option<Coverage>>,
+    /// The round of the brain in which a step of it was entered last.
+    pub(crate) round: u64,
+    /// Whether that is long ago, so that it is not planned for.
+    pub(crate) idle: bool,
     /// Cursors that run through it.
     pub(crate) sequences: Vec<SequenceId>,
 }
@@ -114,6 +118,8 @@ impl Registered {
             uses_start,
             uses,
             coverage: Vec::new(),
+            round: 0,
+            idle: false,
             sequences,
         }
     }
@@ -177,6 +183,10 @@ pub(crate) struct Cursor {
     pub(crate) position: usize,
     /// The step that was entered last.
     pub(crate) step: StepId,
+    /// Where in its round that step is, in 65536ths.
+    pub(crate) fraction: u16,
+    /// The round of the brain in which a step was entered last.
+    pub(crate) round: u64,
 }
 
 #[cfg(test)]

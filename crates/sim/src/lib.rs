@@ -9,6 +9,7 @@
 
 mod actor;
 pub mod belady;
+pub mod caches;
 mod checker;
 mod faults;
 pub mod hardware;
@@ -23,12 +24,13 @@ pub mod sweep;
 mod wire;
 mod world;
 
+pub use caches::Cache;
 pub use checker::Violation;
 pub use faults::{BudgetChange, Faults, Slow, Stop};
 pub use profile::{Profile, ProfileError, TierProfile, Workload};
 pub use program::{Choice, Figures, Mark, Passes, Program, ScheduleModel, Work};
 pub use rng::Rng;
 pub use router::{Habit, RECENCY, Router, RoutingTrace, TraceError};
-pub use simulate::{Bound, Limit, Options, Outcome, SimulateError, WireOutcome, simulate};
+pub use simulate::{Bound, Limit, Options, Outcome, SimulateError, WireOutcome, simulate, simulate_uses};
 pub use wire::WireModel;
 pub use world::{Checks, Setup, Summary, World};

@@ -167,11 +167,32 @@ pub enum SimulateError {
 /// # Errors
 /// [`SimulateError::TooSmall`] if it does not fit; see there for the rest.
 pub fn simulate(profile: &Profile, workload: &Workload, options: &Options) -> Result<Outcome, SimulateError> {
+    run(profile, workload, options, workload.is_mixture()).map(|(outcome, _)| outcome)
+}
+
+/// As [`simulate`]; also tells every use of a block, in order, to compare policies on.
+///
+/// # Errors
+/// As [`simulate`].
+pub fn simulate_uses(
+    profile: &Profile,
+    workload: &Workload,
+    options: &Options,
+) -> Result<(Outcome, Vec<(TierId, BlockId)>), SimulateError> {
+    run(profile, workload, options, true).map(|(outcome, world)| (outcome, world.uses().to_vec()))
+}
+
+fn run(
+    profile: &Profile,
+    workload: &Workload,
+    options: &Options,
+    record: bool,
+) -> Result<(Outcome, World), SimulateError> {
     profile.validate()?;
     workload.validate(profile)?;
     let mixture = workload.is_mixture();
     let mut world = World::new(setup(profile, workload, options, mixture))?;
-    world.record_uses(mixture);
+    world.record_uses(record);
     let passes_max = options.passes_max.unwrap_or(if mixture { 96 } else { 24 }).max(4) as usize;
     let mut steady = None;
     while steady.is_none() && world.marks.len() < passes_max {
@@ -192,7 +213,7 @@ pub fn simulate(profile: &Profile, workload: &Workload, options: &Options) -> Re
         outcome.first_pass_ns = cold.marks.first().map_or(outcome.first_pass_ns, |mark| mark.at);
         outcome.events += cold.events();
     }
-    Ok(outcome)
+    Ok((outcome, world))
 }
 
 fn setup(profile: &Profile, workload: &Workload, options: &Options, warm: bool) -> Setup {

@@ -12,6 +12,7 @@ impl Brain {
     pub fn audit(&self) -> Result<(), String> {
         for tier in 0..self.tiers.len() {
             self.audit_tier(TierId(tier as u32))?;
+            self.audit_offers(TierId(tier as u32))?;
         }
         self.audit_ahead()?;
         self.audit_demands()?;

@@ -87,6 +87,7 @@ impl Brain {
             None => {
                 for &block in &demand.blocks {
                     self.mark_used(tier, block);
+                    self.note_choice(block);
                 }
                 self.out.push_back(Command::Grant { ticket });
                 let blocks = self.drop_claims(demand);
@@ -166,6 +167,9 @@ impl Brain {
         }
         let t = &self.tiers[tier.index()];
         if t.awaiting.is_none() && t.could_go.len() > 0 {
+            if self.evict_in_force() != Evict::Lru {
+                self.refresh_offers(tier);
+            }
             let victim =
                 if slots == 1 { self.victim(tier, limit) } else { self.victim_for_run(tier, slots as usize, limit) };
             if let Some(victim) = victim {

@@ -52,8 +52,10 @@ impl Brain {
     /// Which eviction policy is in force, and why.
     #[must_use]
     pub fn decision(&self) -> super::Decision {
+        let auto = self.evict == Evict::Auto;
         let evict = match self.evict_in_force() {
             Evict::Lru => "lru",
+            Evict::Planned if auto && self.streams_apart() => "next-use",
             Evict::NextUse => "next-use",
             _ => "planned",
         };
@@ -61,12 +63,20 @@ impl Brain {
             "as asked".to_owned()
         } else if self.cycles().next().is_none() {
             "no order of use is known yet, so recency is the best guide".to_owned()
+        } else if self.streams_apart() {
+            "sequences are far apart in a cycle; they come together, and share what is read, if none of it is kept"
+                .to_owned()
         } else {
             let learned = if self.learner.cycle.is_some() { "learned from use" } else { "declared" };
             let tiers: Vec<String> = self.tiers.iter().map(|t| self.explain(t)).collect();
             format!("the order of use is a cycle ({learned}); {}", tiers.join("; "))
         };
         super::Decision { evict, why }
+    }
+
+    /// Whether cursors are apart and some of what they use is not kept for that.
+    fn streams_apart(&self) -> bool {
+        self.apart && self.tiers.iter().any(|t| t.ring_slots > 0 && t.kept.len() == 0)
     }
 
     fn explain(&self, tier: &super::Tier) -> String {
@@ -180,7 +190,7 @@ impl Brain {
         let slots_of = |block: &BlockId| self.blocks[block.index()].slots as usize;
         let mut needs = Needs::default();
         let mut choices = 0;
-        for registered in self.schedules.iter().flatten() {
+        for registered in self.schedules.iter().flatten().filter(|s| !s.idle) {
             let n = self.needs(registered, tier);
             needs = Needs { standing: needs.standing.max(n.standing), step: needs.step.max(n.step) };
             choices = choices.max(self.choice_slots(registered, tier));
@@ -196,7 +206,9 @@ impl Brain {
             let room = limit.saturating_sub(needs.standing);
             (needs.step + window).min((room / 2).max(needs.step)).min(room)
         };
-        let planned = self.evict_in_force() == Evict::Planned;
+        // Where all that is in order fits, cursors need not come together.
+        let together = !self.apart || total + ring <= limit;
+        let planned = self.evict_in_force() == Evict::Planned && together;
         let kept = if planned { self.spread(&wanted, limit - ring) } else { BitSet::new(self.blocks.len()) };
         let window_bytes = match ring {
             0 => self.window_bytes,
@@ -211,15 +223,16 @@ impl Brain {
         steps.flat_map(|s| registered.choices(s)).map(|b| self.blocks[b.index()].slots as usize).sum()
     }
 
-    /// Blocks that cycles use from this tier, in the order of their first use, with their uses per cycle. Standing
-    /// blocks come first, with as many uses as it takes to be kept before all others.
+    /// Blocks that cycles use from this tier, in the order of their first use, with their uses per cycle: of several
+    /// cycles the most, since one may be walked a thousand times as often as another. Standing blocks come first, with as many uses as it takes to be kept before all others.
     fn wanted(&self, tier: TierId) -> Vec<(BlockId, u64)> {
         let mut uses = vec![0u64; self.blocks.len()];
         let mut order = Vec::new();
         let child_keeps = |block: BlockId| {
             self.tiers[tier.index()].children.iter().any(|c| self.tiers[c.index()].kept.contains(block.index()))
         };
-        for registered in self.cycles() {
+        let mut here = vec![0u64; self.blocks.len()];
+        for registered in self.cycles().filter(|s| !s.idle) {
             let standing_here = registered.steps.first().is_some_and(|s| s.tier == tier);
             for &block in registered.standing.iter().filter(|_| standing_here) {
                 if uses[block.index()] == 0 {
@@ -227,12 +240,14 @@ impl Brain {
                 }
                 uses[block.index()] = STANDING_USES;
             }
+            here.fill(0);
             for (position, &block) in registered.order.iter().enumerate() {
                 if self.feeds(tier, registered.tier_at(position)) && !child_keeps(block) {
                     if uses[block.index()] == 0 {
                         order.push(block);
                     }
-                    uses[block.index()] = uses[block.index()].saturating_add(1);
+                    here[block.index()] += 1;
+                    uses[block.index()] = uses[block.index()].max(here[block.index()]);
                 }
             }
         }

@@ -16,7 +16,16 @@ impl Brain {
         }
         let in_order = step == cursor.step || step.0 == (cursor.step.0 + 1) % steps;
         let position = place.start as usize;
-        self.cursors[sequence.index()] = Some(Cursor { position, step, ..cursor });
+        let fraction = (u64::from(step.0) * 65_536 / u64::from(steps.max(1))) as u16;
+        self.cursors[sequence.index()] = Some(Cursor { position, step, fraction, round: self.rounds, ..cursor });
+        self.take_part(cursor.schedule);
+        if step.0 < cursor.step.0 || steps == 1 {
+            self.begin_round();
+        }
+        // Several sets of one step, as of a prompt's tokens, are one visit.
+        if place.choice_max > 0 && (step != cursor.step || steps == 1) {
+            self.visit_choices(cursor.schedule, step);
+        }
         for position in place.start..place.end {
             let Some(registered) = &self.schedules[cursor.schedule] else { return };
             let block = registered.order[position as usize];
@@ -64,6 +73,7 @@ impl Brain {
                 continue;
             }
             self.mark_used(tier, block);
+            self.note_choice(block);
             self.learn(tier, block);
         }
     }

@@ -231,6 +231,7 @@ impl Brain {
             let bytes = self.blocks[block.index()].bytes;
             let ahead = self.ahead_mut(tier, block);
             *ahead = ahead.saturating_sub(bytes);
+            self.offer(tier, block);
         }
     }
 
