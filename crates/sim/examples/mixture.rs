@@ -13,7 +13,7 @@ fn workload(layers: u32, experts: u32, pick: u32, habit: Habit) -> Workload {
     let mut workload = Workload { slot_bytes: SLOT, habit, ..Workload::default() };
     let mut next = 0;
     for _ in 0..layers {
-        for (count, choice) in [(DENSE, None), (experts, Some(Choice { experts, pick }))] {
+        for (count, choice) in [(DENSE, None), (experts, Some(Choice { experts, pick, together: 0 }))] {
             let blocks = (next..next + count).map(BlockId).collect();
             let choice_max = if choice.is_some() { pick } else { 0 };
             workload.schedule.steps.push(Step { tier: TierId(0), blocks, choice_max });
@@ -38,7 +38,13 @@ fn machine(budget_bytes: u64) -> Profile {
             flops_per_s: 0,
             step_ns: 20_000,
         }],
-        disks: vec![WireModel { label: "nvme".into(), bytes_per_s: 6_000_000_000, latency_ns: 80_000, depth: 32 }],
+        disks: vec![WireModel {
+            label: "nvme".into(),
+            bytes_per_s: 6_000_000_000,
+            latency_ns: 80_000,
+            depth: 32,
+            burst_ns: 0,
+        }],
     }
 }
 

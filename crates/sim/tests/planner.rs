@@ -185,9 +185,8 @@ fn a_mixture_is_cached_better_than_its_share_where_routing_is_recent() {
     assert!((0.2..0.4).contains(&recent), "{recent}");
 }
 
-/// A chunk of a prompt asks of a mixture what its tokens choose together: fewer experts where they choose alike, and all
-/// of those pass through a memory that holds a part (the engine's cache of experts goes by recency, and a chunk goes
-/// through them in order).
+/// A chunk of a prompt asks of a mixture what its tokens choose together: fewer experts where they choose alike, and of
+/// those it reads what memory does not hold, though it goes through them in order.
 #[test]
 fn a_prompt_reads_the_experts_that_its_tokens_choose() {
     let shape = mixture_30b();
@@ -198,7 +197,7 @@ fn a_prompt_reads_the_experts_that_its_tokens_choose() {
     let question = Question { options: Options { passes_max: Some(6), ..question.options }, ..question };
     let found = predict(&shape, &machine, &question).unwrap();
     let read = found.disk_bytes as f64 / shape.expert_bytes() as f64;
-    assert!((0.8..1.01).contains(&read), "{read}");
+    assert!((0.45..0.6).contains(&read), "{read}");
     let recorded = "turn,phase,step,layer,expert\n0,0,0,0,1\n0,0,1,0,1\n0,0,2,0,2\n0,1,3,0,5\n";
     let trace = Habit::Trace(RoutingTrace::parse(recorded).unwrap());
     assert_eq!((trace.distinct(8, 1, 2), trace.distinct(8, 1, 64)), (1, 2), "of the prompt, not of what came after it");

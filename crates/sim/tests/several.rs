@@ -24,8 +24,14 @@ fn setup(blocks: u32, slots: u64, schedules: Vec<ScheduleModel>, programs: Vec<P
             prefetch: Prefetch::Auto,
             window_bytes: Config::WINDOW_BYTES_DEFAULT,
         },
-        disks: vec![WireModel { label: "disk".into(), bytes_per_s: 2_000_000_000, latency_ns: 100_000, depth: 16 }],
-        uploads: vec![WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1 }],
+        disks: vec![WireModel {
+            label: "disk".into(),
+            bytes_per_s: 2_000_000_000,
+            latency_ns: 100_000,
+            depth: 16,
+            burst_ns: 0,
+        }],
+        uploads: vec![WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1, burst_ns: 0 }],
         schedules,
         programs,
         faults: Faults::default(),
@@ -60,7 +66,7 @@ fn model(steps: Vec<(Vec<BlockId>, Option<Choice>)>, compute_ns: u64) -> Schedul
 }
 
 const LAYERS: u32 = 12;
-const CHOICE: Choice = Choice { experts: 32, pick: 4 };
+const CHOICE: Choice = Choice { experts: 32, pick: 4, together: 0 };
 const DENSE: u32 = 2;
 const HEAD: u32 = 4;
 const EXPERTS: u32 = LAYERS * CHOICE.experts;
