@@ -2,6 +2,7 @@
 //! checked one by one.
 
 use crate::bench::{Counts, Sizes};
+use crate::log::LogLevel;
 use crate::plan_args::{AuditArgs, OutputArg, PlanArgs, SimulateArgs};
 use crate::sizes::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -19,6 +20,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Tell what the engine does, on standard error [default: the variable OVERSPILL_LOG, else off]
+    #[arg(long, global = true, value_enum, value_name = "LEVEL", hide_possible_values = true)]
+    pub log: Option<LogLevel>,
 }
 
 /// The commands.

@@ -4,6 +4,7 @@
 //! Headers tell nearly everything. Only duplicates need the weights, and of these only what looks alike in samples.
 
 use crate::audit_duplicates::{self as duplicates, Duplicates};
+use crate::audit_pruning::{self as pruning, Pruning};
 use crate::errors::Outcome;
 use crate::layers::{self, Pattern};
 use crate::plan::bytes_of;
@@ -16,6 +17,7 @@ use crate::{interrupt, machine, progress};
 use overspill::limits::memory_limits;
 use overspill::{DType, FileSet};
 use overspill_formats::ModelFiles;
+use overspill_infer::arch::{Ffn, ModelSpec};
 use overspill_sim::hardware::SHIPPED;
 use overspill_sim::planner::{self, ModelShape, PlanOptions};
 use serde::Serialize;
@@ -37,6 +39,7 @@ struct Report {
     touched_bytes_per_token: Option<u64>,
     costs: Vec<Cost>,
     savings: Vec<Saving>,
+    pruning: Vec<Pruning>,
     duplicates: Option<Duplicates>,
     padding: Padding,
     machine: Option<Smallest>,
@@ -146,6 +149,16 @@ fn savings(patterns: &[Pattern<(DType, Vec<u64>)>]) -> Vec<Saving> {
     }
     savings.sort_by_key(|saving| std::cmp::Reverse(saving.frees_bytes));
     savings
+}
+
+/// Experts of a layer that answer for a token, if the runtime knows the architecture.
+fn experts_used(model: &ModelFiles) -> Option<u64> {
+    let spec = ModelSpec::from(&model.metadata, &model.catalog).ok()?;
+    let mut used = spec.layers.iter().filter_map(|layer| match &layer.ffn {
+        Ffn::Experts(experts) => Some(experts.used as u64),
+        _ => None,
+    });
+    used.next()
 }
 
 fn smallest(shape: &ModelShape) -> Outcome<Smallest> {
@@ -276,6 +289,7 @@ impl Report {
             touched_bytes_per_token: shape.map(ModelShape::touched_bytes),
             costs: patterns.iter().take(top).map(cost).collect(),
             savings,
+            pruning: pruning::find(catalog, experts_used(model), duplicates.as_ref()),
             duplicates,
             padding: Padding {
                 slot_bytes: catalog.slot_bytes(),
@@ -307,6 +321,12 @@ impl Report {
         let _ = write!(text, "\nWhat costs most\n{}", self.cost_table(coloured));
         if !self.savings.is_empty() {
             let _ = write!(text, "\nWhat another element type would free\n{}", self.saving_table(coloured));
+        }
+        if !self.pruning.is_empty() {
+            let _ = write!(text, "\nWhat leaving parts out would free\n{}", self.pruning_table(coloured));
+            for part in &self.pruning {
+                let _ = writeln!(text, "  {}: {}", part.kind, part.cost);
+            }
         }
         if let Some(duplicates) = &self.duplicates {
             let _ = write!(text, "\n{}", duplicates.text());
@@ -355,6 +375,22 @@ impl Report {
             let share = format!("{:.1} %", cost.share * 100.0);
             let name = duplicates::shown(&cost.tensors);
             table.row([name, cost.dtype.to_owned(), cost.count.to_string(), human_bytes(cost.bytes), share]);
+        }
+        table.render(coloured)
+    }
+
+    fn pruning_table(&self, coloured: bool) -> String {
+        let columns = [
+            ("part", Align::Left),
+            ("frees", Align::Right),
+            ("of all", Align::Right),
+            ("a token reads less", Align::Right),
+        ];
+        let mut table = Table::new(&columns);
+        for part in &self.pruning {
+            let share = format!("{:.1} %", part.frees_bytes as f64 * 100.0 / self.bytes.max(1) as f64);
+            let less = if part.reads_less_bytes > 0 { human_bytes(part.reads_less_bytes) } else { "–".to_owned() };
+            table.row([part.what.clone(), human_bytes(part.frees_bytes), share, less]);
         }
         table.render(coloured)
     }

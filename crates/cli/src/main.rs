@@ -9,6 +9,7 @@
 mod args;
 mod audit;
 mod audit_duplicates;
+mod audit_pruning;
 mod bench;
 mod changes;
 mod device;
@@ -20,6 +21,7 @@ mod inspect;
 mod interrupt;
 mod layers;
 mod limit;
+mod log;
 mod machine;
 mod plan;
 mod plan_args;
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
         hush_mesa();
     }
     let json = cli.command.json();
-    match execute(&cli.command) {
+    match log::install(cli.log).and_then(|()| execute(&cli.command)) {
         Ok(()) | Err(Stop::StdoutClosed) => ExitCode::SUCCESS,
         Err(Stop::Error(error)) => fail(&error, json),
     }

@@ -2,8 +2,10 @@
 //! enter, one file a process.
 
 use crate::layers;
+use overspill::remember::{self, Memory};
 use overspill::{Catalog, Engine, Stats};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,9 @@ pub struct WireStatus {
     pub bytes: u64,
     /// For how long it had something to carry.
     pub busy_ns: u64,
+    /// Bytes per second that `overspill doctor` measured of it, if it did lately.
+    #[serde(default)]
+    pub ceiling_bytes_per_s: Option<f64>,
 }
 
 /// Some blocks of a model that belong together.
@@ -75,6 +80,47 @@ pub struct LayerStatus {
     pub blocks: u32,
     /// How many of them are in each tier.
     pub resident: Vec<u32>,
+}
+
+/// What of a run's status stays as it is.
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    groups: Groups,
+    disk_bytes_per_s: Option<f64>,
+    bus_bytes_per_s: Option<f64>,
+}
+
+impl Fixed {
+    /// Of an engine that is open.
+    pub fn of(engine: &Engine) -> Self {
+        let memory = Memory::of_user();
+        #[cfg(feature = "gpu")]
+        let bus = engine.gpu().map(|gpu| bus_name(&gpu.info.name));
+        #[cfg(not(feature = "gpu"))]
+        let bus: Option<String> = None;
+        Self {
+            groups: Groups::of(engine.catalog()),
+            disk_bytes_per_s: memory.as_ref().and_then(|memory| disks_bytes_per_s(engine.catalog(), memory)),
+            bus_bytes_per_s: memory.zip(bus).and_then(|(memory, bus)| Some(memory.recall(&bus)?.bytes_per_s)),
+        }
+    }
+}
+
+/// What an adapter's bus is remembered by, beside the disks.
+#[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "of a GPU"))]
+pub fn bus_name(adapter: &str) -> String {
+    let clean: String = adapter.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("bus to {clean}")
+}
+
+/// What the disks under a model bring together, if all of them are known.
+fn disks_bytes_per_s(catalog: &Catalog, memory: &Memory) -> Option<f64> {
+    let mut disks = BTreeSet::new();
+    for (path, _) in catalog.files() {
+        disks.insert(remember::disk_name(path)?);
+    }
+    let known: Option<Vec<f64>> = disks.iter().map(|disk| Some(memory.recall(disk)?.bytes_per_s)).collect();
+    known.filter(|known| !known.is_empty()).map(|known| known.iter().sum())
 }
 
 /// Which blocks belong together.
@@ -126,7 +172,7 @@ impl Groups {
 
 impl Status {
     /// An engine's status now.
-    pub fn new(model: &str, engine: &Engine, stats: &Stats, groups: &Groups, tokens: u64, elapsed: Duration) -> Self {
+    pub fn new(model: &str, engine: &Engine, stats: &Stats, fixed: &Fixed, tokens: u64, elapsed: Duration) -> Self {
         let tier = |tier: &overspill::TierFigures| TierStatus {
             label: tier.label.to_owned(),
             budget_bytes: tier.budget_bytes,
@@ -136,10 +182,15 @@ impl Status {
             misses: tier.misses,
             evictions: tier.blocks.evictions,
         };
-        let wire = |name: &str, bytes, busy_ns| WireStatus { name: name.to_owned(), bytes, busy_ns };
-        let mut wires = vec![wire("disk", stats.disk.read_bytes, stats.disk.busy_ns)];
+        let wire = |name: &str, bytes, busy_ns, ceiling_bytes_per_s| WireStatus {
+            name: name.to_owned(),
+            bytes,
+            busy_ns,
+            ceiling_bytes_per_s,
+        };
+        let mut wires = vec![wire("disk", stats.disk.read_bytes, stats.disk.busy_ns, fixed.disk_bytes_per_s)];
         if stats.tiers.len() > 1 {
-            wires.push(wire("bus", stats.bus.uploaded_bytes, stats.bus.busy_ns));
+            wires.push(wire("bus", stats.bus.uploaded_bytes, stats.bus.busy_ns, fixed.bus_bytes_per_s));
         }
         let residency: Vec<Vec<bool>> =
             (0..stats.tiers.len() as u32).map(|tier| engine.residency(overspill::TierId(tier))).collect();
@@ -154,7 +205,7 @@ impl Status {
             io: stats.io.to_owned(),
             tiers: stats.tiers.iter().map(tier).collect(),
             wires,
-            layers: groups.residency(&residency),
+            layers: fixed.groups.residency(&residency),
         }
     }
 }
@@ -233,6 +284,21 @@ fn sweep(directory: &Path) {
     }
 }
 
+/// Whether there is such a process, as far as the system says.
+pub fn alive(pid: u32) -> bool {
+    #[cfg(unix)]
+    {
+        let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        // One that belongs to somebody else is there, too.
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = pid;
+        true
+    }
+}
+
 /// All status files of a directory.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -249,6 +315,7 @@ pub fn all() -> Vec<(PathBuf, Status)> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
         .filter_map(|path| read(&path).ok().map(|status| (path, status)))
         .filter(|(_, status)| unix_ms().saturating_sub(status.at_unix_ms) < STALE_TIME.as_millis() as u64)
+        .filter(|(_, status)| alive(status.pid))
         .collect();
     found.sort_by_key(|(_, status)| std::cmp::Reverse(status.at_unix_ms - status.elapsed_ms.min(status.at_unix_ms)));
     found
@@ -265,6 +332,35 @@ mod tests {
         let layers = groups.residency(&[vec![true, false, true, false], vec![true; 4]]);
         let counts: Vec<_> = layers.iter().map(|l| (l.name.as_str(), l.blocks, l.resident.clone())).collect();
         assert_eq!(counts, [("0", 2, vec![1, 2]), ("1", 1, vec![1, 1]), ("other", 1, vec![0, 1])]);
+    }
+
+    #[test]
+    fn what_was_measured_of_a_model_s_disk_is_its_ceiling() {
+        let path = std::env::temp_dir().join(format!("overspill-cli-ceiling-{}", std::process::id()));
+        let memory = Memory::at(path.with_extension("tsv"));
+        fs::write(&path, [0; 4096]).unwrap();
+        let mut builder = overspill::CatalogBuilder::new();
+        builder.file(&path, 4096);
+        let catalog = builder.build().unwrap();
+        assert_eq!(disks_bytes_per_s(&catalog, &memory), None);
+        // Some file systems lie on no disk.
+        if let Some(disk) = remember::disk_name(&path) {
+            let shape = overspill::probe::Shape { request_bytes: 4096, depth: 1 };
+            memory.keep(&disk, remember::Remembered::now(shape, 5e8)).unwrap();
+            assert_eq!(disks_bytes_per_s(&catalog, &memory), Some(5e8));
+            fs::remove_file(path.with_extension("tsv")).unwrap();
+        }
+        fs::remove_file(path).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_living_are_told_from_the_dead() {
+        assert!(alive(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(!alive(child.id()));
+        assert!(!alive(0) && !alive(u32::MAX), "no process has these numbers");
     }
 
     #[cfg(unix)]

@@ -1,19 +1,18 @@
 //! What an engine's events amount to: stretches of time on rows (compute, waiting, each wire), and moments (evictions,
 //! predictions). The trace file and the report's picture are both made of these.
 
-use overspill::{BlockId, Catalog, Engine, Event, SequenceId, StepId, TierId};
+use overspill::{BlockId, Catalog, Engine, Event, Events, SequenceId, StepId, TierId};
 use overspill_infer::generate::Runtime;
-use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Where a span is drawn. Spans of one row never overlap; transfers that do are on different lanes of their wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Row {
-    /// A sequence computes.
-    Compute(u32),
+    /// A sequence computes. On a GPU the next step may begin before the one before has ended.
+    Compute(SequenceId, usize),
     /// Somebody waits for blocks.
     Stall(usize),
     /// Reads from disk.
@@ -83,106 +82,75 @@ pub struct Span {
     pub what: What,
 }
 
-/// Puts beginnings and ends together.
+/// Puts what happened on rows.
 #[derive(Debug, Default)]
 pub struct Collector {
-    reads: BTreeMap<(TierId, BlockId), Open>,
-    uploads: BTreeMap<(TierId, BlockId), Open>,
-    steps: BTreeMap<(SequenceId, StepId), (u64, usize)>,
-    disk_lanes: Lanes,
-    bus_lanes: Lanes,
-    /// When each row of stalls is free again.
-    stalls: Vec<u64>,
+    disk: Lanes,
+    bus: Lanes,
+    stalls: Lanes,
+    /// A sequence's at its number.
+    compute: Vec<Lanes>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Open {
-    at_ns: u64,
-    lane: usize,
-    speculative: bool,
-}
-
-/// Rows of a wire that are taken.
+/// When each lane of a row is free again. What is put on them comes in the order in which it ended.
 #[derive(Debug, Default)]
-struct Lanes(Vec<bool>);
+struct Lanes(Vec<u64>);
 
 impl Lanes {
-    fn take(&mut self) -> usize {
-        let free = self.0.iter().position(|taken| !taken);
-        let lane = free.unwrap_or(self.0.len());
+    /// The lane of a stretch: of those that are free, the one that has been so for the shortest time, which takes the
+    /// fewest lanes.
+    fn put(&mut self, from_ns: u64, to_ns: u64) -> usize {
+        let free = self.0.iter().enumerate().filter(|&(_, &until)| until <= from_ns);
+        let lane = free.max_by_key(|&(lane, &until)| (until, std::cmp::Reverse(lane))).map(|(lane, _)| lane);
+        let lane = lane.unwrap_or(self.0.len());
         match self.0.get_mut(lane) {
-            Some(taken) => *taken = true,
-            None => self.0.push(true),
+            Some(until) => *until = to_ns,
+            None => self.0.push(to_ns),
         }
         lane
     }
-
-    fn give(&mut self, lane: usize) {
-        if let Some(taken) = self.0.get_mut(lane) {
-            *taken = false;
-        }
-    }
 }
+
+/// Sequences that have rows of their own; what is beyond shares the last.
+const SEQUENCES_MAX: usize = 256;
 
 impl Collector {
-    /// The span that an event ends, if it ends one. Ends without a beginning (the trace began between them) are left out.
+    /// The span of an event; `None` for events that this does not know.
     pub fn take(&mut self, event: &Event) -> Option<Span> {
-        match *event {
-            Event::ReadStarted { at_ns, block, tier, speculative } => {
-                let lane = self.disk_lanes.take();
-                self.reads.insert((tier, block), Open { at_ns, lane, speculative });
-                None
-            }
-            Event::ReadEnded { at_ns, block, tier, bytes } => {
-                let open = self.reads.remove(&(tier, block))?;
-                self.disk_lanes.give(open.lane);
-                Some(transfer(Row::Disk(open.lane), open, at_ns, block, tier, Some(bytes)))
-            }
-            Event::UploadStarted { at_ns, block, tier } => {
-                let lane = self.bus_lanes.take();
-                self.uploads.insert((tier, block), Open { at_ns, lane, speculative: false });
-                None
-            }
-            Event::Uploaded { at_ns, block, tier } => {
-                let open = self.uploads.remove(&(tier, block))?;
-                self.bus_lanes.give(open.lane);
-                Some(transfer(Row::Bus(open.lane), open, at_ns, block, tier, None))
-            }
-            Event::Evicted { at_ns, block, tier } => {
-                let what = What::Evicted { block, tier };
-                Some(Span { row: Row::Evictions, start_ns: at_ns, end_ns: at_ns, what })
-            }
+        let moment = |row, at_ns, what| Span { row, start_ns: at_ns, end_ns: at_ns, what };
+        Some(match *event {
+            Event::Read { from_ns, at_ns, block, tier, bytes, speculative } => Span {
+                row: Row::Disk(self.disk.put(from_ns, at_ns)),
+                start_ns: from_ns,
+                end_ns: at_ns,
+                what: What::Transfer { block, tier, bytes: Some(bytes), speculative },
+            },
+            Event::Uploaded { from_ns, at_ns, block, tier } => Span {
+                row: Row::Bus(self.bus.put(from_ns, at_ns)),
+                start_ns: from_ns,
+                end_ns: at_ns,
+                what: What::Transfer { block, tier, bytes: None, speculative: false },
+            },
+            Event::Evicted { at_ns, block, tier } => moment(Row::Evictions, at_ns, What::Evicted { block, tier }),
             Event::Stalled { at_ns, ns, blocks } => {
                 let start_ns = at_ns.saturating_sub(ns);
-                let free = self.stalls.iter().position(|&until| until <= start_ns);
-                let lane = free.unwrap_or(self.stalls.len());
-                match self.stalls.get_mut(lane) {
-                    Some(until) => *until = at_ns,
-                    None => self.stalls.push(at_ns),
+                let row = Row::Stall(self.stalls.put(start_ns, at_ns));
+                Span { row, start_ns, end_ns: at_ns, what: What::Wait { blocks } }
+            }
+            Event::Step { from_ns, at_ns, sequence, step, blocks } => {
+                let index = (sequence.0 as usize).min(SEQUENCES_MAX - 1);
+                if self.compute.len() <= index {
+                    self.compute.resize_with(index + 1, Lanes::default);
                 }
-                Some(Span { row: Row::Stall(lane), start_ns, end_ns: at_ns, what: What::Wait { blocks } })
-            }
-            Event::StepBegan { at_ns, sequence, step, blocks } => {
-                self.steps.insert((sequence, step), (at_ns, blocks));
-                None
-            }
-            Event::StepEnded { at_ns, sequence, step } => {
-                let (start_ns, blocks) = self.steps.remove(&(sequence, step))?;
-                let what = What::Step { step, blocks };
-                Some(Span { row: Row::Compute(sequence.0), start_ns, end_ns: at_ns, what })
+                let row = Row::Compute(SequenceId(index as u32), self.compute[index].put(from_ns, at_ns));
+                Span { row, start_ns: from_ns, end_ns: at_ns, what: What::Step { step, blocks } }
             }
             Event::Expected { at_ns, step, blocks, probability_milli, .. } => {
-                let what = What::Expected { step, blocks, probability_milli };
-                Some(Span { row: Row::Predictions, start_ns: at_ns, end_ns: at_ns, what })
+                moment(Row::Predictions, at_ns, What::Expected { step, blocks, probability_milli })
             }
-            _ => None,
-        }
+            _ => return None,
+        })
     }
-}
-
-fn transfer(row: Row, open: Open, end_ns: u64, block: BlockId, tier: TierId, bytes: Option<u64>) -> Span {
-    let what = What::Transfer { block, tier, bytes, speculative: open.speculative };
-    Span { row, start_ns: open.at_ns, end_ns, what }
 }
 
 /// What numbers of blocks, steps and tiers stand for.
@@ -219,9 +187,9 @@ impl Names {
         catalog.parts(block).first().map_or("?", |part| catalog.tensor(part.tensor).name.as_str())
     }
 
-    /// The tensor that a step begins with.
-    pub fn step(&self, step: StepId) -> &str {
-        self.first_blocks.get(step.index()).copied().flatten().map_or("?", |block| self.block(block))
+    /// The block that a step begins with.
+    pub fn first_block(&self, step: StepId) -> Option<BlockId> {
+        self.first_blocks.get(step.index()).copied().flatten()
     }
 
     /// `host` or `gpu`.
@@ -230,12 +198,66 @@ impl Names {
     }
 }
 
+/// Hands a watched engine's spans out as they come, from a thread of its own.
+#[derive(Debug)]
+pub struct Follower<T> {
+    events: Arc<Events>,
+    worker: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Follower<T> {
+    /// Begins. About every `period`, `take` gets what happened, and it makes the result when there is no more.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(
+        engine: &Engine,
+        name: &str,
+        period: Duration,
+        mut take: impl FnMut(&mut Collector, &[Event], End) -> Option<T> + Send + 'static,
+    ) -> io::Result<Self> {
+        let events = Arc::new(engine.subscribe());
+        let mine = Arc::clone(&events);
+        let follow = move || {
+            let (mut collector, mut batch) = (Collector::default(), Vec::new());
+            loop {
+                let more = mine.take(&mut batch, period);
+                let end = if more { End::NotYet } else { End::Now { missed: mine.missed() } };
+                if let Some(result) = take(&mut collector, &batch, end) {
+                    mine.end();
+                    return result;
+                }
+            }
+        };
+        let worker = std::thread::Builder::new().name(name.to_owned()).spawn(follow)?;
+        Ok(Self { events, worker })
+    }
+
+    /// Ends at once; what was made of all that happened so far.
+    ///
+    /// # Errors
+    /// The thread broke off.
+    pub fn finish(self) -> std::thread::Result<T> {
+        self.events.end();
+        self.worker.join()
+    }
+}
+
+/// Whether a batch of events is the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// There are more to come.
+    NotYet,
+    /// It is, and so many were missed.
+    Now {
+        /// Too many came at once.
+        missed: u64,
+    },
+}
+
 /// Keeps the spans of an engine, for a picture.
 #[derive(Debug)]
-pub struct Recorder {
-    stop: Arc<AtomicBool>,
-    worker: JoinHandle<Vec<Span>>,
-}
+pub struct Recorder(Follower<Vec<Span>>);
 
 /// Spans that are kept: enough for any few tokens, and no more than some tens of MiB.
 const SPANS_MAX: usize = 400_000;
@@ -243,32 +265,21 @@ const SPANS_MAX: usize = 400_000;
 impl Recorder {
     /// Begins. `None` if there is no thread to be had.
     pub fn start(engine: &Engine) -> Option<Self> {
-        let events = engine.subscribe();
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&stop);
-        let record = move || {
-            let (mut collector, mut spans) = (Collector::default(), Vec::new());
-            loop {
-                match events.recv_timeout(Duration::from_millis(20)) {
-                    Ok(event) => {
-                        let span = collector.take(&event);
-                        if spans.len() < SPANS_MAX {
-                            spans.extend(span);
-                        }
-                    }
-                    Err(error) if error.is_disconnected() || asked.load(Ordering::Acquire) => return spans,
-                    Err(_) => {}
+        let mut spans = Vec::new();
+        let record = move |collector: &mut Collector, batch: &[Event], end| {
+            for span in batch.iter().filter_map(|event| collector.take(event)) {
+                if spans.len() < SPANS_MAX {
+                    spans.push(span);
                 }
             }
+            (end != End::NotYet).then(|| std::mem::take(&mut spans))
         };
-        let worker = std::thread::Builder::new().name("overspill-record".into()).spawn(record).ok()?;
-        Some(Self { stop, worker })
+        Follower::start(engine, "overspill-record", Duration::from_millis(100), record).ok().map(Self)
     }
 
     /// What was recorded.
     pub fn finish(self) -> Vec<Span> {
-        self.stop.store(true, Ordering::Release);
-        self.worker.join().unwrap_or_default()
+        self.0.finish().unwrap_or_default()
     }
 }
 
@@ -305,28 +316,30 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    fn read(at_ns: u64, block: u32) -> Event {
-        Event::ReadStarted { at_ns, block: BlockId(block), tier: TierId(0), speculative: block == 2 }
+    fn read(from_ns: u64, at_ns: u64, block: u32) -> Event {
+        let (block, tier) = (BlockId(block), TierId(0));
+        Event::Read { from_ns, at_ns, block, tier, bytes: 4096, speculative: block.0 == 2 }
     }
 
-    fn read_end(at_ns: u64, block: u32) -> Event {
-        Event::ReadEnded { at_ns, block: BlockId(block), tier: TierId(0), bytes: 4096 }
-    }
-
-    fn step(from: u64, to: u64, step: u32) -> [Event; 2] {
-        let (sequence, step) = (SequenceId(0), StepId(step));
-        [Event::StepBegan { at_ns: from, sequence, step, blocks: 1 }, Event::StepEnded { at_ns: to, sequence, step }]
+    fn step(from_ns: u64, at_ns: u64, step: u32) -> Event {
+        Event::Step { from_ns, at_ns, sequence: SequenceId(0), step: StepId(step), blocks: 1 }
     }
 
     #[test]
-    fn reads_that_overlap_are_on_lanes_of_their_own() {
+    fn what_overlaps_is_on_lanes_of_its_own_and_no_more_than_it_takes() {
         let mut collector = Collector::default();
-        let events = [read(0, 1), read(5, 2), read_end(10, 1), read(11, 3), read_end(20, 2), read_end(21, 3)];
+        let events = [read(0, 10, 1), read(11, 12, 4), read(5, 20, 2), read(12, 21, 3), read(20, 22, 5)];
         let spans: Vec<Span> = events.iter().filter_map(|event| collector.take(event)).collect();
         let rows: Vec<_> = spans.iter().map(|span| (span.row, span.start_ns, span.end_ns)).collect();
-        assert_eq!(rows, [(Row::Disk(0), 0, 10), (Row::Disk(1), 5, 20), (Row::Disk(0), 11, 21)]);
-        assert!(matches!(spans[1].what, What::Transfer { speculative: true, bytes: Some(4096), .. }));
-        assert_eq!(collector.take(&read_end(30, 9)), None, "an end without a beginning");
+        let (a, b) = (Row::Disk(0), Row::Disk(1));
+        assert_eq!(rows, [(a, 0, 10), (a, 11, 12), (b, 5, 20), (a, 12, 21), (b, 20, 22)]);
+        assert!(matches!(spans[2].what, What::Transfer { speculative: true, bytes: Some(4096), .. }));
+        let overlap =
+            [step(0, 10, 0), step(8, 20, 1), step(20, 30, 2)].map(|event| collector.take(&event).unwrap().row);
+        let row = |lane| Row::Compute(SequenceId(0), lane);
+        assert_eq!(overlap, [row(0), row(1), row(1)]);
+        let late = Event::Step { from_ns: 0, at_ns: 1, sequence: SequenceId(u32::MAX), step: StepId(0), blocks: 1 };
+        assert!(matches!(collector.take(&late).unwrap().row, Row::Compute(SequenceId(255), 0)), "memory is bounded");
     }
 
     #[test]
@@ -336,16 +349,14 @@ mod tests {
         for token in 0..3u64 {
             let at = token * 1_000_000;
             events.push(Event::Stalled { at_ns: at + 400_000, ns: 400_000, blocks: 2 });
-            events.extend(step(at + 400_000, at + 500_000, 0));
-            events.extend(step(at + 500_000, at + 1_000_000, 1));
+            events.extend([step(at + 400_000, at + 500_000, 0), step(at + 500_000, at + 1_000_000, 1)]);
         }
-        events.insert(4, read(900_000, 7));
-        events.push(read_end(1_300_000, 7));
+        events.push(read(900_000, 1_300_000, 7));
         let spans: Vec<Span> = events.iter().filter_map(|event| collector.take(event)).collect();
         let (length, token) = last_token(&spans).unwrap();
         assert_eq!(length, 1_000_000);
         let of = |row: Row| token.iter().filter(|s| s.row == row).map(|s| (s.start_ns, s.end_ns)).collect::<Vec<_>>();
-        assert_eq!(of(Row::Compute(0)).last(), Some(&(500_000, 1_000_000)));
+        assert_eq!(of(Row::Compute(SequenceId(0), 0)).last(), Some(&(500_000, 1_000_000)));
         assert_eq!(of(Row::Disk(0)), [(0, 300_000)], "cut at the token's beginning");
         assert!(of(Row::Stall(0)).contains(&(0, 400_000)));
         assert!(last_token(&spans[..2]).is_none());

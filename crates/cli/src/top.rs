@@ -43,6 +43,11 @@ fn unreadable(path: &std::path::Path, error: &io::Error) -> Stop {
     stop(Kind::Config, message)
 }
 
+/// A run that has just begun has not written its status yet; it opens its model first, which may take longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks for it.
+const LOOK_TIME: Duration = Duration::from_millis(100);
+
 /// The status file that is meant.
 fn find(target: Option<&str>) -> Outcome<PathBuf> {
     let runs = || status::all().into_iter();
@@ -58,10 +63,18 @@ fn find(target: Option<&str>) -> Outcome<PathBuf> {
     match target {
         None => runs().next().map(|(path, _)| path).ok_or_else(|| none("there is nothing to watch".to_owned())),
         Some(target) => match target.parse::<u32>() {
-            Ok(pid) => runs()
-                .find(|(_, status)| status.pid == pid)
-                .map(|(path, _)| path)
-                .ok_or_else(|| none(format!("process {pid} is no run that can be watched"))),
+            Ok(pid) => {
+                let begin = Instant::now();
+                loop {
+                    if let Some((path, _)) = runs().find(|(_, status)| status.pid == pid) {
+                        return Ok(path);
+                    }
+                    if !status::alive(pid) || begin.elapsed() > PATIENCE {
+                        return Err(none(format!("process {pid} is no run that can be watched")));
+                    }
+                    std::thread::sleep(LOOK_TIME);
+                }
+            }
             Err(_) => Ok(PathBuf::from(target)),
         },
     }
@@ -76,6 +89,9 @@ fn watch(terminal: &mut DefaultTerminal, mut path: PathBuf, first: Status, inter
             match status::read(&path) {
                 Ok(status) => view.update(status),
                 Err(_) => return Ok(view.farewell()),
+            }
+            if view.is_dead(status::alive) {
+                return Ok(format!("{}; it was killed", view.farewell()));
             }
             next = Instant::now() + interval;
         }

@@ -5,7 +5,7 @@
 
 use crate::args::RunArgs;
 use crate::errors::{CliError, Kind, Outcome};
-use crate::status::{Groups, Status};
+use crate::status::{Fixed, Status};
 use overspill::Engine;
 use overspill_infer::generate::Runtime;
 use std::fs;
@@ -52,7 +52,7 @@ impl Watch {
             engine: runtime.engine().clone(),
             metrics: args.metrics.clone(),
             status: crate::status::own_path(),
-            groups: Groups::of(runtime.engine().catalog()),
+            fixed: Fixed::of(runtime.engine()),
             model: args.model.display().to_string(),
             tokens: Arc::clone(&tokens),
             begin: Instant::now(),
@@ -99,7 +99,7 @@ struct Body {
     metrics: Option<PathBuf>,
     /// Where the status goes; `None` if there is no safe place, or it could not be written.
     status: Option<PathBuf>,
-    groups: Groups,
+    fixed: Fixed,
     model: String,
     tokens: Arc<AtomicU64>,
     begin: Instant,
@@ -126,7 +126,7 @@ impl Body {
         }
         self.remove_status(ended);
         if let Some(path) = self.status.as_ref().filter(|_| !ended && self.begin.elapsed() >= STATUS_AFTER) {
-            let status = Status::new(&self.model, &self.engine, &stats, &self.groups, tokens, self.begin.elapsed());
+            let status = Status::new(&self.model, &self.engine, &stats, &self.fixed, tokens, self.begin.elapsed());
             let text = serde_json::to_vec(&status).unwrap_or_default();
             // Nobody asked for it, so a full disk is no failure of the run.
             if replace(path, &text, 0o600).is_err() {

@@ -22,6 +22,7 @@ fn main() {
         trial("a_vram_too_small_says_the_smallest_that_works_and_that_works", vram_too_small),
         trial("a_share_of_the_model_means_its_weights", a_share_of_the_model_means_its_weights),
         trial("the_cache_has_no_budget_of_its_own", the_cache_has_no_budget_of_its_own),
+        trial("a_sweep_over_vram_measures_the_bus", a_sweep_over_vram_measures_the_bus),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -76,4 +77,19 @@ fn vram_too_small(adapter: &str) {
 
 fn the_cache_has_no_budget_of_its_own(adapter: &str) {
     run(adapter, &["--kv", "1MiB"]).refused(2, &["--kv", "--vram"]);
+}
+
+fn a_sweep_over_vram_measures_the_bus(adapter: &str) {
+    let sweep = ["bench", STORIES, "--device", "gpu,cpu", "--adapter", adapter, "--vram", "90%,400%", "--ram", "200%"];
+    let short = ["-r", "1", "--probe-seconds", "0.05", "--prompt-tokens", "3", "-n", "4", "-o", "json"];
+    let json = overspill(&[&sweep[..], &short].concat()).ok().json();
+    let rows = json["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "two budgets of VRAM, and the CPU once");
+    let row = |vram: &str| rows.iter().find(|row| row["point"]["vram"] == vram).unwrap();
+    let uploaded = |vram: &str| row(vram)["figures"]["decode_uploaded_bytes"].as_u64().unwrap();
+    assert!(uploaded("90%") > uploaded("400%"), "{} {}", uploaded("90%"), uploaded("400%"));
+    assert!(row("90%")["bus_busy_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(row("90%")["figures"]["answer"], row("400%")["figures"]["answer"]);
+    let bus = |c: &serde_json::Value| c["bus_bytes_per_s"].as_f64();
+    assert!(json["ceilings"].as_array().unwrap().iter().any(|c| c["device"] == "gpu" && bus(c).is_some()));
 }

@@ -210,11 +210,30 @@ fn an_audit_adds_up_and_finds_duplicates() {
     let costs: u64 = json["costs"].as_array().unwrap().iter().map(|cost| cost["bytes"].as_u64().unwrap()).sum();
     assert_eq!(costs, json["bytes"].as_u64().unwrap());
     assert!(json["savings"].as_array().unwrap().iter().all(|saving| saving["frees_bytes"].as_u64().unwrap() > 0));
+    let kinds = |json: &Value| -> Vec<(String, u64)> {
+        let parts = json["pruning"].as_array().unwrap().iter();
+        parts.map(|p| (p["kind"].as_str().unwrap().to_owned(), p["frees_bytes"].as_u64().unwrap())).collect()
+    };
+    let bytes_of = |name: &str| -> u64 {
+        let of =
+            json["costs"].as_array().unwrap().iter().filter(|cost| cost["tensors"].as_str().unwrap().contains(name));
+        of.map(|cost| cost["bytes"].as_u64().unwrap()).sum()
+    };
+    let config = std::fs::read_to_string(common::root().join(STORIES).join("config.json")).unwrap();
+    let layers = serde_json::from_str::<Value>(&config).unwrap()["num_hidden_layers"].as_u64().unwrap();
+    assert!(kinds(&json).contains(&("layer".to_owned(), bytes_of("layers.") / layers)), "{:?}", kinds(&json));
+    let mixture = overspill(&["audit", MIXTURE, "--json", "--no-read"]).ok().json();
+    assert!(kinds(&mixture).iter().any(|(kind, bytes)| kind == "expert" && *bytes > 0), "{:?}", kinds(&mixture));
     assert!(json["risks"].is_array() && json["machine"]["least_bytes"].as_u64().unwrap() > 0);
     let text = overspill(&["audit", MIXTURE]).ok().stdout;
-    for word in
-        ["What costs most", "What another element type would free", "Duplicates:", "The smallest machine", "Risks here"]
-    {
+    for word in [
+        "What costs most",
+        "What another element type would free",
+        "leaving parts out",
+        "Duplicates:",
+        "The smallest machine",
+        "Risks here",
+    ] {
         assert!(text.contains(word), "'{word}' is not in:\n{text}");
     }
 

@@ -49,6 +49,10 @@ fn a_trace_has_a_row_for_everything_that_happens() {
     let named: BTreeSet<u64> =
         events.iter().filter(|e| e["name"] == "thread_name").map(|e| e["tid"].as_u64().unwrap()).collect();
     assert!(rows.keys().all(|row| named.contains(row)), "every row has a name");
+    let read: u64 = of(&events, "disk").iter().map(|event| event["args"]["bytes"].as_u64().unwrap()).sum();
+    let (counted, fixed) =
+        (json["tiers"]["disk"]["read_bytes"].as_u64().unwrap(), json["model"]["bytes"].as_u64().unwrap());
+    assert!(read <= counted && read + fixed > counted, "{read} in the trace, {counted} counted");
 }
 
 #[test]
@@ -143,6 +147,58 @@ fn top_finds_a_run_and_sees_what_is_where() {
     let gone = look(&[&pid]).calm();
     assert_eq!(gone.code, Some(2));
     assert!(gone.json()["error"]["message"].as_str().unwrap().contains("no run that can be watched"));
+}
+
+#[cfg(unix)]
+#[test]
+fn top_tells_the_living_from_the_dead() {
+    let temp = Temp::new();
+    let look = |target: &[&str]| {
+        let args = [&["top"][..], target, &["--json"]].concat();
+        finish(command(&args).env("XDG_RUNTIME_DIR", temp.path())).calm()
+    };
+    let mut runs = [long_run(&temp, &[]), long_run(&temp, &["--threads", "1"])];
+    let pids = [runs[0].id().to_string(), runs[1].id().to_string()];
+    for pid in &pids {
+        until(|| (look(&[pid]).code == Some(0)).then_some(()));
+    }
+    assert_ne!(look(&[&pids[0]]).json()["pid"], look(&[&pids[1]]).json()["pid"]);
+    // What is killed takes nothing away, and is not shown all the same.
+    runs[1].kill().unwrap();
+    runs[1].wait().unwrap();
+    assert!(temp.join("overspill").join(format!("{}.json", pids[1])).exists());
+    let gone = look(&[&pids[1]]);
+    assert_eq!(gone.code, Some(2));
+    assert!(gone.json()["error"]["message"].as_str().unwrap().contains(&format!("going on: {} ", pids[0])));
+    assert_eq!(look(&[]).json()["pid"].as_u64().unwrap().to_string(), pids[0], "the latest that lives");
+    runs[0].kill().unwrap();
+    runs[0].wait().unwrap();
+    assert_eq!(look(&[]).code, Some(2));
+    // A process that is no run is waited for a moment, then told.
+    assert_eq!(look(&[&std::process::id().to_string()]).code, Some(2));
+}
+
+#[test]
+fn what_the_library_tells_is_shown_when_it_is_asked_for() {
+    let args = ["run", STORIES, "--device", "cpu", "--prompt-ids", "0,5,9", "-n", "4", "--ram", "30%"];
+    let run = |more: &[&str], variable: &str| {
+        finish(command(&[&args[..], more].concat()).env("OVERSPILL_LOG", variable)).calm()
+    };
+    let quiet = run(&[], "");
+    assert_eq!(quiet.stderr.trim_end().lines().count(), 1, "the closing line alone: {}", quiet.stderr);
+    let info = run(&["--log", "info"], "nonsense");
+    for words in ["INFO open{", "budget_bytes=", "tier=\"host\""] {
+        assert!(info.stderr.contains(words), "'{words}' is not in:\n{}", info.stderr);
+    }
+    assert!(!info.stderr.contains("wait{"));
+    let debug = run(&[], "debug");
+    assert!(debug.stderr.contains("wait{") && debug.stderr.contains("reserve{"), "{}", debug.stderr);
+    let trace = run(&["--log", "trace"], "");
+    assert!(trace.stderr.contains("step{sequence=") && trace.stderr.contains("evicted"), "{}", trace.stderr);
+    for told in [&info, &debug, &trace] {
+        assert_eq!((told.code, &told.stdout), (Some(0), &quiet.stdout), "what is told changes nothing");
+    }
+    run(&[], "loud").refused(2, &["OVERSPILL_LOG=loud", "debug"]);
 }
 
 #[test]

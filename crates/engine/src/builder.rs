@@ -211,10 +211,15 @@ impl EngineBuilder {
         model: Option<(overspill_formats::Metadata, overspill_formats::Format)>,
     ) -> Result<Engine, Error> {
         let catalog = Arc::new(catalog);
+        let span = tracing::info_span!("open", weight_bytes = catalog.weight_bytes(), blocks = catalog.blocks().len());
+        let _entered = span.entered();
         let paths: Vec<_> = catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
         let files = Arc::new(FileSet::open(&paths).map_err(|e| storage_error(&e))?);
         self.window_bytes = Some(self.window(&catalog, &files));
         let plan = self.plan(&catalog, &files)?;
+        for TierPlan { budget, slots_per_slab } in &plan {
+            tracing::info!(tier = budget.label, budget_bytes = budget.bytes(), slots_per_slab, "a tier");
+        }
         let settings: Vec<&'static str> = plan.iter().map(|t| t.budget.setting).collect();
         let shared = Arc::new(Shared::new(Arc::clone(&catalog), &settings, self.patience));
         let host = TierId(plan.len() as u32 - 1);
@@ -247,6 +252,7 @@ impl EngineBuilder {
             gpus,
             waiters: HashMap::new(),
             under_way: HashMap::with_capacity(2 * in_flight),
+            failed: None,
             disk_busy: Default::default(),
             #[cfg(feature = "gpu")]
             bus_busy: Default::default(),

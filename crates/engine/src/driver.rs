@@ -30,11 +30,21 @@ pub(crate) struct Driver {
     pub(crate) gpus: crate::gpu::Gpus,
     /// Hashed, since these maps are never walked in an order that matters, and allocate nothing once they are warm.
     pub(crate) waiters: HashMap<Ticket, Arc<Waiter>>,
-    /// The block of each transfer under way.
-    pub(crate) under_way: HashMap<TransferId, (TierId, BlockId)>,
+    pub(crate) under_way: HashMap<TransferId, UnderWay>,
+    /// The block whose read failed last, if nothing has been read since: the brain tries such a block once more.
+    pub(crate) failed: Option<BlockId>,
     pub(crate) disk_busy: Busy,
     #[cfg(feature = "gpu")]
     pub(crate) bus_busy: Busy,
+}
+
+/// A transfer that has begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UnderWay {
+    pub(crate) tier: TierId,
+    pub(crate) block: BlockId,
+    pub(crate) from_ns: u64,
+    pub(crate) speculative: bool,
 }
 
 /// How long a wire has had something to carry.
@@ -155,7 +165,9 @@ impl Driver {
             }
             Command::Fail { ticket, reason } => {
                 if let Some(waiter) = self.waiters.remove(&ticket) {
-                    waiter.fail(self.explain(&waiter, reason));
+                    let error = self.explain(&waiter, reason);
+                    tracing::warn!(%error, blocks = waiter.blocks.len(), "a demand failed");
+                    waiter.fail(error);
                 }
             }
             Command::ReleaseSlab { tier, slab } => self.release_slab(tier, slab),
@@ -164,10 +176,13 @@ impl Driver {
     }
 
     fn start_read(&mut self, transfer: TransferId, block: BlockId, tier: TierId, slot: SlotId, speculative: bool) {
-        self.under_way.insert(transfer, (tier, block));
-        let shared = &self.shared;
-        self.disk_busy.begin(shared.now());
-        shared.tell(|| Told::ReadStarted { at_ns: shared.now(), block, tier, speculative });
+        let from_ns = self.shared.now();
+        self.under_way.insert(transfer, UnderWay { tier, block, from_ns, speculative });
+        self.disk_busy.begin(from_ns);
+        tracing::trace!(block = block.0, tier = tier.0, speculative, "reading");
+        if self.failed.take() == Some(block) {
+            tracing::info!(block = block.0, "reading it a second time");
+        }
         let begun = self.room(block, slot).and_then(|room| self.reader.read(transfer, block, room));
         if begun.is_ok() {
             let slots = self.shared.catalog.blocks()[block.index()].slots as usize;
@@ -208,11 +223,12 @@ impl Driver {
 
     fn read_ended(&mut self, finished: Finished) {
         let Finished { transfer, result, bytes } = finished;
-        let Some((tier, block)) = self.under_way.remove(&transfer) else { return };
+        let Some(UnderWay { tier, block, from_ns, speculative }) = self.under_way.remove(&transfer) else { return };
         let shared = &self.shared;
-        self.disk_busy.end(shared.now(), &shared.disk.busy_ns);
+        let at_ns = shared.now();
+        self.disk_busy.end(at_ns, &shared.disk.busy_ns);
         self.backing.iter().for_each(Backing::read_ends);
-        shared.tell(|| Told::ReadEnded { at_ns: shared.now(), block, tier, bytes });
+        shared.tell(|| Told::Read { from_ns, at_ns, block, tier, bytes, speculative });
         match result {
             Ok(slot) => {
                 self.publish(tier, block, Held::Host(slot.freeze()));
@@ -222,6 +238,7 @@ impl Driver {
                 let cancelled = failure.fault == overspill_core::seam::ReadFault::Cancelled;
                 if !cancelled {
                     self.remember(block, &failure);
+                    self.failed = Some(block);
                 }
                 self.tell(Event::TransferFailed { transfer, cancelled });
             }
@@ -267,6 +284,7 @@ impl Driver {
         let event = if done {
             let shared = &self.shared;
             shared.tell(|| Told::Evicted { at_ns: shared.now(), block, tier });
+            tracing::trace!(block = block.0, tier = tier.0, "evicted");
             Event::Retired { tier, block }
         } else {
             Event::RetireRefused { tier, block }

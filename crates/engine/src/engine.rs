@@ -2,7 +2,7 @@
 
 use crate::budget::TierBudget;
 use crate::error::Error;
-use crate::events::Event;
+use crate::events::Events;
 use crate::gather::Gather;
 use crate::lease::{Lease, LeaseSet, Pending, Use, missing};
 use crate::sequence::Sequence;
@@ -364,7 +364,9 @@ impl Engine {
     /// changed. [`Error::NotFound`]; [`Error::Closed`].
     pub fn reserve(&self, tier: TierId, bytes: u64, label: &str) -> Result<Reservation, Error> {
         let kv_bytes = self.inner.kv_bytes;
+        let _span = tracing::debug_span!("reserve", tier = tier.0, bytes, label).entered();
         self.change_budget(tier, |budget| budget.reserve(bytes, kv_bytes))?;
+        tracing::debug!("set aside");
         Ok(Reservation { engine: self.clone(), tier, bytes, label: label.to_owned() })
     }
 
@@ -389,9 +391,16 @@ impl Engine {
         let mut changed = budget.clone();
         change(&mut changed)?;
         let bytes = changed.blocks_bytes();
-        if bytes != budget.blocks_bytes() {
+        let before = budget.blocks_bytes();
+        if bytes != before {
             let told = self.inner.ask(move |brain| brain.set_budget(tier, bytes))?;
             told.map_err(|error| changed.refused(&error))?;
+            tracing::info!(
+                tier = budget.label,
+                from_bytes = before,
+                to_bytes = bytes,
+                "blocks may take other bytes now"
+            );
         }
         *budget = changed;
         Ok(())
@@ -464,10 +473,9 @@ impl Engine {
         table.map(|t| t.cells.iter().map(|cell| cell.word.is_resident()).collect()).unwrap_or_default()
     }
 
-    /// Tells what happens from now on, in order. A receiver that falls far behind misses events; a dropped one is
-    /// forgotten.
+    /// Tells what happens from now on. A subscriber that falls far behind misses events; the engine waits for none.
     #[must_use]
-    pub fn subscribe(&self) -> crossbeam_channel::Receiver<Event> {
+    pub fn subscribe(&self) -> Events {
         self.inner.shared.subscribe()
     }
 

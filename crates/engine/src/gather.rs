@@ -123,7 +123,10 @@ impl Gather {
     /// Reads a second time if the disk fails: rows get the one retry that the brain gives blocks.
     fn retried(mut read: impl FnMut() -> Result<(), GatherError>) -> Result<(), GatherError> {
         match read() {
-            Err(GatherError::Read { .. }) => read(),
+            Err(error @ GatherError::Read { .. }) => {
+                tracing::warn!(%error, "reading rows a second time");
+                read()
+            }
             other => other,
         }
     }

@@ -1,6 +1,6 @@
 //! The GPU tier's body: slabs in VRAM, uploads into them, and leases that end with the GPU's work.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, UnderWay};
 use crate::error::Error;
 use crate::events::Event as Told;
 use crate::lease::{Lease, LeaseSet};
@@ -107,10 +107,10 @@ impl Driver {
         to: TierId,
         slot: SlotId,
     ) {
-        self.under_way.insert(transfer, (to, block));
-        let shared = &self.shared;
-        self.bus_busy.begin(shared.now());
-        shared.tell(|| Told::UploadStarted { at_ns: shared.now(), block, tier: to });
+        let from_ns = self.shared.now();
+        self.under_way.insert(transfer, UnderWay { tier: to, block, from_ns, speculative: false });
+        self.bus_busy.begin(from_ns);
+        tracing::trace!(block = block.0, tier = to.0, "uploading");
         if let Err(error) = self.try_upload(transfer, block, from, slot) {
             self.shared.remember_failure(block, error);
             self.under_way.remove(&transfer);
@@ -137,7 +137,7 @@ impl Driver {
     }
 
     pub(crate) fn upload_ended(&mut self, transfer: TransferId, result: Result<(), GpuError>) {
-        let Some((tier, block)) = self.under_way.remove(&transfer) else { return };
+        let Some(UnderWay { tier, block, from_ns, .. }) = self.under_way.remove(&transfer) else { return };
         let slice = match (result, self.gpus.0.as_ref(), self.brain.slot(tier, block)) {
             (Ok(()), Some(gpu), Some(slot)) => gpu_slot(gpu, &self.shared.catalog, block, slot),
             (Err(error), ..) => Err(error),
@@ -150,13 +150,14 @@ impl Driver {
                 let bytes = overspill_gpu::payload_bytes(&self.shared.catalog, block);
                 self.shared.bus.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
                 self.shared.bus.uploads.fetch_add(1, Ordering::Relaxed);
-                self.shared.tell(|| Told::Uploaded { at_ns: now, block, tier });
+                self.shared.tell(|| Told::Uploaded { from_ns, at_ns: now, block, tier });
                 self.publish(tier, block, Held::Gpu(slice));
                 Event::TransferDone { transfer }
             }
             Err(error) => {
                 let cancelled = matches!(error, GpuError::Cancelled);
                 if !cancelled {
+                    tracing::warn!(%error, block = block.0, "an upload failed");
                     self.shared.remember_failure(block, device_error(&error));
                 }
                 Event::TransferFailed { transfer, cancelled }

@@ -129,10 +129,26 @@ impl Use {
         }
     }
 
-    fn tell_begun(self, shared: &Shared, blocks: usize) {
-        if let Some((sequence, step)) = self.step() {
-            shared.tell(|| crate::Event::StepBegan { at_ns: shared.now(), sequence, step, blocks });
+    /// For who watches: the set's beginning, and a span that lasts as long as the set does.
+    fn watched(self, shared: &Shared, blocks: usize) -> Watched {
+        let Some((sequence, step)) = self.step() else { return Watched::default() };
+        Watched {
+            from_ns: shared.subscribers.any().then(|| shared.now()),
+            _span: tracing::trace_span!("step", sequence = sequence.0, step = step.0, blocks),
         }
+    }
+}
+
+/// What is noted of a set for who watches.
+struct Watched {
+    /// When it was leased, if anybody is to be told.
+    from_ns: Option<u64>,
+    _span: tracing::Span,
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Self { from_ns: None, _span: tracing::Span::none() }
     }
 }
 
@@ -141,6 +157,7 @@ pub struct LeaseSet {
     leases: Vec<Lease>,
     shared: Arc<Shared>,
     used: Use,
+    watched: Watched,
 }
 
 impl LeaseSet {
@@ -157,14 +174,16 @@ impl LeaseSet {
                 }
             }
         }
-        Some(Self { leases, shared: Arc::clone(&holder.shared), used })
+        let watched = used.watched(&holder.shared, blocks.len());
+        Some(Self { leases, shared: Arc::clone(&holder.shared), used, watched })
     }
 
     /// The leases of a granted demand.
     fn of_pinned(holder: &Arc<Holder>, waiter: &Waiter, used: Use) -> Self {
         let mut leases = holder.shared.spare.lock().pop().unwrap_or_default();
         leases.extend(waiter.blocks.iter().filter_map(|&block| Lease::of_pinned(holder, waiter.tier, block)));
-        Self { leases, shared: Arc::clone(&holder.shared), used }
+        let watched = used.watched(&holder.shared, leases.len());
+        Self { leases, shared: Arc::clone(&holder.shared), used, watched }
     }
 
     #[cfg(feature = "gpu")]
@@ -209,9 +228,9 @@ impl LeaseSet {
 impl Drop for LeaseSet {
     fn drop(&mut self) {
         let mut leases = std::mem::take(&mut self.leases);
-        if let Some((sequence, step)) = self.used.step() {
-            let shared = &self.shared;
-            shared.tell(|| crate::Event::StepEnded { at_ns: shared.now(), sequence, step });
+        if let (Some(from_ns), Some((sequence, step))) = (self.watched.from_ns, self.used.step()) {
+            let (shared, blocks) = (&self.shared, leases.len());
+            shared.tell(|| crate::Event::Step { from_ns, at_ns: shared.now(), sequence, step, blocks });
         }
         match self.used {
             Use::Step(sequence, step) => {
@@ -261,7 +280,6 @@ impl Pending {
         let since = Instant::now();
         if let Some(set) = LeaseSet::try_take(holder, tier, blocks, used) {
             table.hits.fetch_add(blocks.len() as u64, Ordering::Relaxed);
-            used.tell_begun(shared, blocks.len());
             return Ok(Self { holder: Arc::clone(holder), used, ready: Some(set), asked: None, since });
         }
         let resident = blocks.iter().filter(|b| table.cells[b.index()].word.is_resident()).count() as u64;
@@ -300,8 +318,9 @@ impl Pending {
         if let Some(set) = self.ready.take() {
             return Some(Ok(set));
         }
-        let (_, waiter) = self.asked.as_ref()?;
-        let result = waiter.wait(deadline)?;
+        let (ticket, waiter) = self.asked.as_ref()?;
+        let span = tracing::debug_span!("wait", ticket = ticket.0, tier = waiter.tier.0, blocks = waiter.blocks.len());
+        let result = span.in_scope(|| waiter.wait(deadline))?;
         Some(self.finish(result))
     }
 
@@ -312,10 +331,7 @@ impl Pending {
         shared.stall_ns.fetch_add(ns, Ordering::Relaxed);
         let blocks = waiter.blocks.len();
         shared.tell(|| crate::Event::Stalled { at_ns: shared.now(), ns, blocks });
-        let set = result.map(|()| {
-            self.used.tell_begun(shared, blocks);
-            LeaseSet::of_pinned(&self.holder, &waiter, self.used)
-        });
+        let set = result.map(|()| LeaseSet::of_pinned(&self.holder, &waiter, self.used));
         shared.waiters.give_back(waiter);
         set
     }

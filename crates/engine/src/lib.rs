@@ -46,6 +46,12 @@
 //! # Threads
 //! One driver, one GPU poller, and the reader's own. Leasing a resident block is one compare-and-swap and never enters
 //! the driver. [`Engine`] is `Send + Sync`; several sequences may run at once.
+//!
+//! # Watching
+//! [`Engine::stats`] has counters ([`metrics`] renders them for Prometheus), [`Engine::subscribe`] tells what happens when,
+//! and [`Engine::residency`] what is where. Besides, everything that is rare is told through [`tracing`]: spans `open`,
+//! `reserve`, `wait` (debug), `step` (trace); budgets that change (info), what fails (warn), each transfer (trace). The
+//! library installs no subscriber, and without one this costs nothing.
 #![forbid(unsafe_code)]
 
 mod budget;
@@ -71,7 +77,7 @@ pub use budget::Budget;
 pub use builder::EngineBuilder;
 pub use engine::{Engine, Reservation};
 pub use error::{Error, ErrorKind};
-pub use events::Event;
+pub use events::{Event, Events};
 #[cfg(feature = "gpu")]
 pub use gpu::GpuSlice;
 #[doc(hidden)]

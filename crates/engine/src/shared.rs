@@ -2,7 +2,7 @@
 //! the counters. It outlives the engine as long as a lease does.
 
 use crate::error::Error;
-use crate::events::Event;
+use crate::events::{Event, Events, Subscribers};
 use crate::wait::{Waiter, Waiters};
 use crate::word::Word;
 use overspill_core::{BlockId, Brain, Catalog, SequenceId, StepId, Ticket, TierId};
@@ -201,8 +201,7 @@ pub(crate) struct Shared {
     holders: Mutex<Vec<Weak<Holder>>>,
     /// The latest failure of each block that could not be brought, so that the waiters' error can say why.
     failures: Mutex<Vec<(BlockId, Error)>>,
-    subscribers: Mutex<Vec<crossbeam_channel::Sender<Event>>>,
-    pub(crate) watched: AtomicBool,
+    pub(crate) subscribers: Subscribers,
     /// Emptied vectors of leases, to be used again.
     pub(crate) spare: Mutex<Vec<Vec<crate::Lease>>>,
     /// Emptied vectors of blocks, likewise.
@@ -246,8 +245,7 @@ impl Shared {
             start: Instant::now(),
             holders: Mutex::default(),
             failures: Mutex::default(),
-            subscribers: Mutex::default(),
-            watched: AtomicBool::new(false),
+            subscribers: Subscribers::default(),
             spare: Mutex::default(),
             spare_blocks: Mutex::default(),
             waiters: Waiters::default(),
@@ -298,25 +296,12 @@ impl Shared {
         self.failures.lock().iter().find(|(other, _)| *other == block).map(|(_, error)| error.clone())
     }
 
-    pub(crate) fn subscribe(&self) -> crossbeam_channel::Receiver<Event> {
-        let (sender, receiver) = crossbeam_channel::bounded(EVENTS_MAX);
-        self.subscribers.lock().push(sender);
-        self.watched.store(true, Ordering::Relaxed);
-        receiver
+    pub(crate) fn subscribe(&self) -> Events {
+        self.subscribers.subscribe()
     }
 
-    /// Tells subscribers. One that does not keep up misses events; the engine never waits for it.
+    /// Tells subscribers, if there are any.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
-        if !self.watched.load(Ordering::Relaxed) {
-            return;
-        }
-        let event = event();
-        let mut subscribers = self.subscribers.lock();
-        subscribers
-            .retain(|s| !matches!(s.try_send(event.clone()), Err(crossbeam_channel::TrySendError::Disconnected(_))));
-        self.watched.store(!subscribers.is_empty(), Ordering::Relaxed);
+        self.subscribers.tell(event);
     }
 }
-
-/// Events that a subscriber may lag behind.
-const EVENTS_MAX: usize = 65_536;

@@ -109,7 +109,7 @@ impl Timeline {
 
 fn track_of(row: Row) -> usize {
     match row {
-        Row::Compute(_) => 0,
+        Row::Compute(..) => 0,
         Row::Stall(_) => 1,
         Row::Disk(_) => 2,
         Row::Bus(_) => 3,
@@ -164,7 +164,7 @@ fn block_of(span: &Span) -> Option<overspill::BlockId> {
 fn place(span: &Span) -> (&'static str, usize) {
     let ahead = matches!(span.what, What::Transfer { speculative: true, .. });
     match span.row {
-        Row::Compute(_) => ("compute", 0),
+        Row::Compute(..) => ("compute", 0),
         Row::Stall(_) => ("stall", 0),
         Row::Disk(lane) => (if ahead { "spec" } else { "disk" }, lane % LANES_MAX),
         Row::Bus(lane) => ("bus", lane % LANES_MAX),
@@ -462,7 +462,7 @@ const _: () = assert!(COLOURS == 8, "the style sheet has as many");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overspill::{BlockId, StepId, TierId};
+    use overspill::{BlockId, SequenceId, StepId, TierId};
 
     fn timeline(spans: u64) -> Timeline {
         let length = spans * 1000;
@@ -476,7 +476,7 @@ mod tests {
             let start_ns = index * 1000;
             let disk = Span { row: Row::Disk(index as usize % 12), start_ns, end_ns: start_ns + 5000, what };
             let what = What::Step { step: StepId(index as u32), blocks: 1 };
-            let step = Span { row: Row::Compute(0), start_ns, end_ns: start_ns + 600, what };
+            let step = Span { row: Row::Compute(SequenceId(0), 0), start_ns, end_ns: start_ns + 600, what };
             let wait = Span {
                 row: Row::Stall(0),
                 start_ns: start_ns + 600,

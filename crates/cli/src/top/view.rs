@@ -88,6 +88,12 @@ impl View {
         (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64)
     }
 
+    /// Whether the run has ended without a word: there has been no news for a while, and there is no such process.
+    pub fn is_dead(&self, alive: impl FnOnce(u32) -> bool) -> bool {
+        let age = crate::status::unix_ms().saturating_sub(self.now.at_unix_ms);
+        u128::from(age) > LATE_TIME.as_millis() && !alive(self.now.pid)
+    }
+
     /// What stays on the terminal when the picture is gone.
     pub fn farewell(&self) -> String {
         format!(
@@ -161,9 +167,11 @@ impl View {
         }
         for (index, wire) in self.now.wires.iter().enumerate() {
             let (rate, busy) = self.wire(index);
-            let best = self.best.get(index).copied().unwrap_or(0.0);
+            let seen = self.best.get(index).copied().unwrap_or(0.0);
+            let measured = wire.ceiling_bytes_per_s.filter(|rate| rate.is_finite() && *rate > 0.0);
+            let (best, known) = measured.map_or((seen, "seen"), |rate| (rate, "measured"));
             let text = format!(
-                "{:<5} {:>9}/s of {:>9}/s  at work {:>5.1} %",
+                "{:<5} {:>9}/s of {:>9}/s {known}  at work {:>5.1} %",
                 wire.name,
                 human_bytes(rate as u64),
                 human_bytes(best as u64),
@@ -260,7 +268,12 @@ mod tests {
             evict: "planned".into(),
             io: "uring".into(),
             tiers: vec![tier("gpu0", 1 << 29), tier("host", 1 << 30)],
-            wires: vec![WireStatus { name: "disk".into(), bytes: seconds << 20, busy_ns: seconds * 900_000_000 }],
+            wires: vec![WireStatus {
+                name: "disk".into(),
+                bytes: seconds << 20,
+                busy_ns: seconds * 900_000_000,
+                ceiling_bytes_per_s: None,
+            }],
             layers: (0..4).map(layer).collect(),
         }
     }
@@ -288,7 +301,7 @@ mod tests {
             "+ 3.00 MiB cache",
             "━",
             "hits  75.0 %",
-            "3.00 MiB/s of  3.00 MiB/s",
+            "3.00 MiB/s of  3.00 MiB/s seen",
             "at work  90.0 %",
             "25.0 % of the time",
             "in gpu0",
@@ -296,6 +309,16 @@ mod tests {
             assert!(text.contains(words), "'{words}' is not in:\n{text}");
         }
         assert!(!text.contains("no news"));
+    }
+
+    #[test]
+    fn a_ceiling_that_was_measured_goes_before_what_was_seen() {
+        let mut measured = status(1);
+        measured.wires[0].ceiling_bytes_per_s = Some((4 << 20) as f64);
+        let text = drawn(&View::new(measured.clone()), 90, 24);
+        assert!(text.contains("1.00 MiB/s of  4.00 MiB/s measured"), "{text}");
+        measured.wires[0].ceiling_bytes_per_s = Some(f64::NAN);
+        assert!(drawn(&View::new(measured), 90, 24).contains("seen"), "nonsense in a file is nothing");
     }
 
     #[test]
@@ -313,6 +336,11 @@ mod tests {
         let mut old = status(5);
         old.at_unix_ms -= 10_000;
         assert!(drawn(&View::new(old), 90, 24).contains("no news for 10 s"));
+        let mut old = status(5);
+        assert!(!View::new(old.clone()).is_dead(|_| false), "it has just been heard of");
+        old.at_unix_ms -= 10_000;
+        assert!(!View::new(old.clone()).is_dead(|_| true), "it may hang");
+        assert!(View::new(old).is_dead(|pid| pid != 4711));
         assert!(View::new(status(2)).farewell().contains("10 tokens in 2.0 s"));
     }
 }
