@@ -20,7 +20,8 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Tell what the engine does, on standard error [default: the variable OVERSPILL_LOG, else off]
+    /// Tell on standard error what the engine does: off, error, warn, info, debug or trace [default: the variable
+    /// OVERSPILL_LOG, else off]
     #[arg(long, global = true, value_enum, value_name = "LEVEL", hide_possible_values = true)]
     pub log: Option<LogLevel>,
 }

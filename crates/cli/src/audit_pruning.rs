@@ -122,18 +122,21 @@ fn vocabulary(catalog: &Catalog) -> Option<Pruning> {
     };
     let taken = ROWS.min(rows);
     let tensors: Vec<&Tensor> = catalog.tensors().iter().filter(of_rows).collect();
-    let bytes = |tensors: &mut dyn Iterator<Item = &&Tensor>| {
-        tensors.map(|tensor| tensor.row_bytes.saturating_mul(taken)).fold(0, u64::saturating_add)
-    };
+    // Of the embeddings a token reads a row, of the head all rows.
+    let read_whole = tensors.iter().copied().filter(|tensor| tensor.layout != Layout::TableOnly);
     Some(Pruning {
         kind: "vocabulary",
         what: format!("{taken} of {rows} words of the vocabulary"),
-        frees_bytes: bytes(&mut tensors.iter()),
-        // Of the embeddings a token reads a row, of the head all rows.
-        reads_less_bytes: bytes(&mut tensors.iter().filter(|tensor| tensor.layout != Layout::TableOnly)),
+        frees_bytes: rows_bytes(tensors.iter().copied(), taken),
+        reads_less_bytes: rows_bytes(read_whole, taken),
         of: rows,
         cost: "the tokenizer must lose the same words: take those of scripts that are never used",
     })
+}
+
+/// So many rows of each tensor.
+fn rows_bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>, rows: u64) -> u64 {
+    tensors.map(|tensor| tensor.row_bytes.saturating_mul(rows)).fold(0, u64::saturating_add)
 }
 
 /// All copies but one of what is stored more than once.
