@@ -74,6 +74,13 @@ fn long_run(temp: &Temp, more: &[&str]) -> Child {
         text.replace("\"hidden_size\": 128", "\"hidden_size\": 512").replace("\"head_dim\": 32", "\"head_dim\": 128");
     std::fs::write(&config, text.replace("\"intermediate_size\": 384", "\"intermediate_size\": 4096")).unwrap();
     overspill(&["synth", "--config", &config, "--dtype", "f32", "-o", &model, "--force"]).ok();
+    again(temp, more)
+}
+
+/// Another of the same model.
+#[cfg(unix)]
+fn again(temp: &Temp, more: &[&str]) -> Child {
+    let model = temp.arg("model");
     let args = ["run", &model, "--device", "cpu", "--prompt-ids", "1,2,3", "-n", "500", "--ram", "30%"];
     let mut command = command(&[&args[..], more].concat());
     command.env("XDG_RUNTIME_DIR", temp.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
@@ -157,7 +164,7 @@ fn top_tells_the_living_from_the_dead() {
         let args = [&["top"][..], target, &["--json"]].concat();
         finish(command(&args).env("XDG_RUNTIME_DIR", temp.path())).calm()
     };
-    let mut runs = [long_run(&temp, &[]), long_run(&temp, &["--threads", "1"])];
+    let mut runs = [long_run(&temp, &[]), again(&temp, &["--threads", "1"])];
     let pids = [runs[0].id().to_string(), runs[1].id().to_string()];
     for pid in &pids {
         until(|| (look(&[pid]).code == Some(0)).then_some(()));
