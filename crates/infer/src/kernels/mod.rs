@@ -105,12 +105,7 @@ fn rows_per_task(rows: usize, row_bytes: usize, threads: usize) -> usize {
 /// The instruction set that these kernels use here, for reports.
 #[must_use]
 pub fn instruction_set() -> &'static str {
-    match Isa::best() {
-        Isa::Unfused => "plain",
-        Isa::Scalar => "plain, fused",
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => "avx2",
-    }
+    Isa::best().name()
 }
 
 /// Decodes whole groups to f32: embedding rows, norms.

@@ -1,5 +1,5 @@
 //! The kernels in plain Rust: the twins that SIMD kernels are tested against, and what runs where no SIMD kernel
-//! exists (on aarch64 the compiler makes NEON of these loops).
+//! exists.
 //!
 //! The order of every reduction is fixed here, and a SIMD kernel must keep to it:
 //! - f32 activations: lane l of 8 sums the products of columns l, l+8, l+16, … by fused multiply-add from 0; then

@@ -13,24 +13,76 @@ use std::sync::OnceLock;
 pub(crate) enum Isa {
     /// Plain Rust, products added unfused: machines without a fused multiply-add.
     Unfused,
-    /// Plain Rust, products added fused: aarch64, and the twin in tests.
-    #[cfg_attr(all(target_arch = "x86_64", not(test)), expect(dead_code, reason = "other machines take it"))]
+    /// Plain Rust, products added fused: the twin in tests, and aarch64 with the larger end first.
+    #[cfg_attr(not(test), allow(dead_code, reason = "no machine that is common takes it"))]
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// Every aarch64.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
+    /// aarch64 with products of four 8-bit integers (`sdot`).
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    NeonDot,
+    /// As that, with products of small matrices of them (`smmla`).
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    NeonMatrix,
 }
 
 impl Isa {
     /// The best that this machine has.
     pub(crate) fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| {
+        *BEST.get_or_init(|| Self::ALL.iter().copied().rev().find(|isa| isa.is_here()).unwrap_or(Self::Unfused))
+    }
+
+    /// All that this program was compiled with, the better after the lesser.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Unfused,
+        #[cfg(any(test, target_arch = "aarch64"))]
+        Self::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Self::Neon,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Self::NeonDot,
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Self::NeonMatrix,
+    ];
+
+    /// Whether to choose it on this machine.
+    pub(crate) fn is_here(self) -> bool {
+        match self {
+            Self::Unfused => true,
+            // Where fusing is no instruction it is a slow function.
+            Self::Scalar => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
-            return if super::sys::avx2::available() { Self::Avx2 } else { Self::Unfused };
-            #[cfg(not(target_arch = "x86_64"))]
-            return if cfg!(target_arch = "aarch64") { Self::Scalar } else { Self::Unfused };
-        })
+            Self::Avx2 => super::sys::avx2::available(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => super::sys::neon::available(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonDot => super::sys::neon::dot_available(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonMatrix => super::sys::neon::matrix_available(),
+        }
+    }
+
+    /// Its name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unfused => "plain",
+            Self::Scalar => "plain, fused",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => "neon",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonDot => "neon-dotprod",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonMatrix => "neon-i8mm",
+        }
     }
 
     /// The kernels of an element type.
@@ -40,6 +92,12 @@ impl Isa {
             Self::Scalar => &SCALAR,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::sys::avx2::table(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => super::sys::neon::table(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonDot => super::sys::neon::dot_table(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::NeonMatrix => super::sys::neon::matrix_table(),
         };
         &table[dtype as usize]
     }
@@ -99,5 +157,8 @@ pub(super) fn quantiser() -> fn(Kind, &[f32], &mut [f32]) {
         Isa::Unfused | Isa::Scalar => input::quantise,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::sys::avx2::quantise,
+        // NEON is part of every aarch64, so the compiler makes it of plain loops.
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Isa::Neon | Isa::NeonDot | Isa::NeonMatrix => input::quantise,
     }
 }

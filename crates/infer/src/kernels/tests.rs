@@ -129,12 +129,14 @@ fn reference(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         .collect()
 }
 
+/// All that can run here, the twins too.
 fn isas() -> Vec<Isa> {
-    let mut isas = vec![Isa::Scalar, Isa::Unfused];
-    if !isas.contains(&Isa::best()) {
-        isas.push(Isa::best());
-    }
-    isas
+    Isa::ALL.iter().copied().filter(|&isa| isa == Isa::Scalar || isa.is_here()).collect()
+}
+
+/// Those that must give the bits of the fused twin.
+fn fused() -> Vec<Isa> {
+    isas().into_iter().filter(|&isa| isa != Isa::Unfused).collect()
 }
 
 /// Columns that are whole groups, with an uneven tail where the type allows one.
@@ -305,16 +307,36 @@ fn extreme_integers_do_not_saturate() {
                 *x = if i / 1024 % 3 == 1 || (i / 1024 % 3 == 2 && i % 2 == 0) { -1.0 } else { 1.0 };
             }
             let twin = case.whole(Isa::Scalar, Activations::Q8);
-            let fast = case.whole(Isa::best(), Activations::Q8);
-            assert_same(dtype, &fast, &twin);
+            for isa in fused() {
+                assert_same((dtype, isa), &case.whole(isa, Activations::Q8), &twin);
+            }
         }
     }
 }
 
-fn assert_same(dtype: DType, got: &[f32], want: &[f32]) {
+fn assert_same(what: impl core::fmt::Debug, got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len());
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert_eq!(got.to_bits(), want.to_bits(), "{dtype} output {i}: {got} for {want}");
+        assert_eq!(got.to_bits(), want.to_bits(), "{what:?} output {i}: {got} for {want}");
+    }
+}
+
+/// Small shapes that reach every tile and more than one panel, so that an emulator is through with them in a minute.
+#[test]
+fn every_tile_gives_the_bits_of_the_twin() {
+    for dtype in ALL {
+        let group = dtype.info().group_elements as usize;
+        let (wide, narrow) = if group == 1 { (1101, 37) } else { ((1100 / group + 1) * group, group) };
+        let shapes = (25..=32).map(|batch| (17, narrow, batch)).chain([(19, wide, 9), (19, wide, 27)]);
+        for (rows, cols, batch) in shapes {
+            let case = Case::new(dtype, rows, cols, batch, 31);
+            for activations in [Activations::F32, Activations::Q8] {
+                let twin = case.whole(Isa::Scalar, activations);
+                for isa in fused() {
+                    assert_same((dtype, batch, isa), &case.whole(isa, activations), &twin);
+                }
+            }
+        }
     }
 }
 
@@ -331,17 +353,20 @@ proptest! {
         let dtype = ALL[which];
         let activations = if quantised { Activations::Q8 } else { Activations::F32 };
         let case = Case::new(dtype, rows, cols_of(dtype, hint), batch, seed);
-        let all = case.whole(Isa::best(), activations);
-        if Isa::best() != Isa::Unfused {
-            assert_same(dtype, &all, &case.whole(Isa::Scalar, activations));
+        let twin = case.whole(Isa::Scalar, activations);
+        for isa in isas().into_iter().filter(|&isa| isa != Isa::Scalar) {
+            let all = case.whole(isa, activations);
+            if isa != Isa::Unfused {
+                assert_same((dtype, isa), &all, &twin);
+            }
+            let cut = cut.min(rows);
+            assert_same((dtype, isa), &case.run(isa, threads, activations, &[cut], 0..batch), &all);
+            let from = from.min(batch - 1);
+            let part = case.run(isa, threads, activations, &[], from..batch);
+            assert_same((dtype, isa), &part, &all[from * rows..]);
+            let one = case.run(isa, 1, activations, &[cut], from..from + 1);
+            assert_same((dtype, isa), &one, &all[from * rows..(from + 1) * rows]);
         }
-        let cut = cut.min(rows);
-        assert_same(dtype, &case.run(Isa::best(), threads, activations, &[cut], 0..batch), &all);
-        let from = from.min(batch - 1);
-        let part = case.run(Isa::best(), threads, activations, &[], from..batch);
-        assert_same(dtype, &part, &all[from * rows..]);
-        let one = case.run(Isa::best(), 1, activations, &[cut], from..from + 1);
-        assert_same(dtype, &one, &all[from * rows..(from + 1) * rows]);
     }
 }
 
