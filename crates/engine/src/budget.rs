@@ -56,7 +56,7 @@ pub(crate) enum Reserving {
     /// They come out of it: bytes of a GPU.
     Inside,
     /// They raise it, to no more than this: a share of the model on a GPU.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "of a GPU"))]
+    #[cfg_attr(not(any(feature = "gpu", test)), expect(dead_code, reason = "of a GPU"))]
     OnTop {
         /// What the GPU has.
         bytes_max: u64,
@@ -105,7 +105,7 @@ impl TierBudget {
     }
 
     /// The same, with blocks in units of so many bytes.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "of a GPU"))]
+    #[cfg_attr(not(any(feature = "gpu", test)), expect(dead_code, reason = "of a GPU"))]
     pub(crate) fn in_units(self, unit_bytes: u64) -> Self {
         Self { unit_bytes: unit_bytes.max(1), ..self }
     }
