@@ -164,7 +164,14 @@ fn experts_used(model: &ModelFiles) -> Option<u64> {
 fn smallest(shape: &ModelShape) -> Outcome<Smallest> {
     let machines = plan_hardware::machines(
         &SHIPPED.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>(),
-        plan_hardware::Here { path: ".".as_ref(), dtype: DType::F16, cols: 4096, chunk: 64, threads: 1 },
+        plan_hardware::Here {
+            path: ".".as_ref(),
+            dtype: DType::F16,
+            cols: 4096,
+            attention: (0, 0),
+            chunk: 64,
+            threads: 1,
+        },
     )?;
     let options = PlanOptions { gains: false, context: shape.context.min(4096), ..PlanOptions::default() };
     let (offers, best) = planner::cheapest(shape, &machines, &options, WELL_TOKENS_PER_S);

@@ -81,6 +81,7 @@ pub fn here<'a>(model: Option<&'a Path>, planned: &Planned, assume: &AssumeArgs)
         path: model.unwrap_or_else(|| Path::new(".")),
         dtype: planned.dtype,
         cols: planned.shape.hidden,
+        attention: planned.shape.kv.first().map_or((0, 0), |kv| (kv.elements, kv.query_elements)),
         chunk: assume.chunk,
         threads: assume.threads.map_or_else(machine::cores, |threads| threads as usize),
     }

@@ -26,6 +26,10 @@ const PAYLOAD_BYTES_MAX: u64 = 4 << 20;
 const BLOCKS_HARD_MAX: u64 = 4 << 20;
 /// A model of less than 512 MiB gets about this many blocks rather than blocks of a full MiB.
 const SMALL_MODEL_BLOCKS: u64 = 512;
+/// Slots smaller than that, down to half, may take this part more blocks …
+const FINER_BLOCKS_SHARE: u64 = 8;
+/// … and must save this part of all slots' bytes.
+const FINER_GAIN_SHARE: u64 = 50;
 
 /// How a tensor is used, which decides how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -390,7 +394,9 @@ impl Units {
     }
 }
 
-/// The payload, in whole alignment units, that makes the slots of all blocks together smallest.
+/// The payload, in whole alignment units, that makes the slots of all blocks together smallest. Experts are often a
+/// little smaller than the least payload and fill no larger one; then a smaller one serves, as long as it hardly cuts
+/// into more blocks.
 fn choose_payload_bytes(cut: &[Units]) -> u64 {
     let mut shapes: BTreeMap<(u64, u64), u64> = BTreeMap::new();
     let mut total: u64 = 0;
@@ -400,19 +406,30 @@ fn choose_payload_bytes(cut: &[Units]) -> u64 {
     }
     let low = (total / SMALL_MODEL_BLOCKS).min(PAYLOAD_BYTES_MIN);
     let low = low.max((total / BLOCKS_SOFT_MAX).min(PAYLOAD_BYTES_MAX)).next_multiple_of(ALIGN_BYTES).max(ALIGN_BYTES);
-    let mut best = (u64::MAX, low);
-    let mut payload = low;
-    while payload <= low * 2 {
-        let slots_bytes = shapes.iter().fold(0u64, |sum, (&(rows, row_bytes), &units)| {
-            let (blocks, _) = Units { units, rows, row_bytes }.cut(payload);
-            sum.saturating_add((payload + ALIGN_BYTES).saturating_mul(blocks).saturating_mul(units))
-        });
-        if slots_bytes <= best.0 {
-            best = (slots_bytes, payload);
+    let blocks = |payload: u64| {
+        shapes.iter().fold(0u64, |sum, (&(rows, row_bytes), &units)| {
+            sum.saturating_add(Units { units, rows, row_bytes }.cut(payload).0.saturating_mul(units))
+        })
+    };
+    // The bytes of all slots and the payload; the largest among equals.
+    let least = |from: u64, to: u64, blocks_max: u64| {
+        let mut best = (u64::MAX, from);
+        let mut payload = from;
+        while payload <= to {
+            let blocks = blocks(payload);
+            let slots_bytes = (payload + ALIGN_BYTES).saturating_mul(blocks);
+            if slots_bytes <= best.0 && blocks <= blocks_max {
+                best = (slots_bytes, payload);
+            }
+            payload += ALIGN_BYTES;
         }
-        payload += ALIGN_BYTES;
-    }
-    best.1
+        best
+    };
+    let best = least(low, low * 2, u64::MAX);
+    let at_low = blocks(low);
+    let half = (low / 2).next_multiple_of(ALIGN_BYTES).max(ALIGN_BYTES);
+    let finer = least(half, low, at_low.saturating_add(at_low / FINER_BLOCKS_SHARE));
+    if finer.0 < best.0 - best.0 / FINER_GAIN_SHARE { finer.1 } else { best.1 }
 }
 
 /// The immutable description of a model: its tensors, blocks and row tables.
@@ -667,6 +684,34 @@ mod tests {
         let catalog = builder.build().unwrap();
         let slots = catalog.blocks().len() as u64 * catalog.slot_bytes();
         assert!(slots as f64 <= catalog.weight_bytes() as f64 * 1.005, "{slots} {}", catalog.weight_bytes());
+    }
+
+    /// Experts of 504 KiB lay in slots of 820 KiB, the least of a model of 425 MiB cut into 512 blocks: of a budget, three
+    /// eighths held nothing.
+    #[test]
+    fn experts_a_little_smaller_than_the_least_slot_get_a_slot_of_their_size() {
+        for (experts, width, blocks_max) in [(32, 896, 850), (128, 1728, 3200)] {
+            let mut builder = CatalogBuilder::new();
+            builder.file("m", 64 << 30);
+            let mut offset = 0;
+            let mut add = |name: String, shape: &[u64], role| {
+                builder.tensor(raw(&name, DType::Q4_0, shape, offset, role));
+                offset += shape.iter().product::<u64>() / 32 * 18;
+            };
+            for layer in 0..8 {
+                add(format!("q{layer}"), &[1024, 1024], Role::Matrix);
+                add(format!("o{layer}"), &[1024, 1024], Role::Matrix);
+                for name in ["gate", "up"] {
+                    add(format!("{name}{layer}"), &[experts, width, 1024], Role::Experts);
+                }
+                add(format!("down{layer}"), &[experts, 1024, width], Role::Experts);
+            }
+            add("head".into(), &[32000, 1024], Role::Matrix);
+            let catalog = builder.build().unwrap();
+            let slots = catalog.blocks().len() as u64 * catalog.slot_bytes();
+            assert!(slots as f64 <= catalog.weight_bytes() as f64 * 1.03, "{slots} {}", catalog.weight_bytes());
+            assert!(catalog.blocks().len() <= blocks_max, "{}", catalog.blocks().len());
+        }
     }
 
     #[test]

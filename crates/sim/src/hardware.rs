@@ -43,6 +43,11 @@ pub struct Host {
     pub memory_bytes_per_s: u64,
     /// Multiplications and additions per second that all cores reach together on matrices.
     pub flops_per_s: u64,
+    /// The same of attention over the past, which is computed in single precision whatever weights are stored in.
+    pub attention_flops_per_s: u64,
+    /// Nanoseconds that a matrix product costs beside reading its weights: activations are prepared, threads are given
+    /// their parts and waited for. 0 where [`Self::layer_ns`] has that of a dense layer in it.
+    pub product_ns: u64,
     /// Nanoseconds that a layer costs whatever it computes.
     pub layer_ns: u64,
 }
@@ -218,6 +223,11 @@ gb_per_s = 3
         assert_eq!(hardware.host.memory_bytes_per_s, 40_500_000_000);
         assert_eq!((hardware.disks[0].bytes_per_s, hardware.disks[0].depth), (3_000_000_000, 32));
         assert_eq!((hardware.gpus.len(), hardware.unified_memory, hardware.price), (0, false, None));
+        let host = &hardware.host;
+        assert_eq!((host.attention_flops_per_s, host.product_ns), (host.flops_per_s, 0));
+        let given = SMALL.replace("tflops = 0.5", "tflops = 0.5\nattention_tflops = 0.02\nproduct_us = 7.5");
+        let host = Hardware::parse("small.toml", &given).unwrap().host;
+        assert_eq!((host.attention_flops_per_s, host.product_ns), (20_000_000_000, 7500));
     }
 
     #[test]

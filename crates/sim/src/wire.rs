@@ -75,6 +75,9 @@ pub(crate) struct Wire {
     speculative: VecDeque<Request>,
     /// In the order in which they end.
     flying: VecDeque<Flying>,
+    /// When all that has begun is carried, by a clock that is ahead by what the wire may save up. It was idle before, so it
+    /// begins with something saved; with half, since what counts in slices carries a slice's bytes at the slice's begin
+    /// and then nothing, so a long read is half a slice ahead on average.
     free_at: Nanos,
     /// Bytes and their duration, since most requests are alike.
     last: (u64, Nanos),
@@ -85,11 +88,11 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) fn new(model: WireModel) -> Self {
         Self {
+            free_at: model.burst_ns / 2,
             model,
             demanded: VecDeque::new(),
             speculative: VecDeque::new(),
             flying: VecDeque::new(),
-            free_at: 0,
             last: (0, 0),
             bytes_done: 0,
             busy_ns: 0,
@@ -119,10 +122,11 @@ impl Wire {
         }
         let duration = self.last.1.saturating_mul(u64::from(luck.slower.max(1)));
         let arrives = now.saturating_add(self.model.latency_ns);
-        let earliest = if self.model.burst_ns > 0 { now.saturating_sub(self.model.burst_ns) } else { arrives };
+        let saved = self.model.burst_ns;
+        let earliest = if saved > 0 { now } else { arrives };
         self.free_at = earliest.max(self.free_at).saturating_add(duration);
         self.busy_ns += duration;
-        let done_at = self.free_at.max(arrives).saturating_add(luck.delay_ns);
+        let done_at = self.free_at.saturating_sub(saved).max(arrives).saturating_add(luck.delay_ns);
         let at = self.flying.iter().rposition(|f| f.done_at <= done_at).map_or(0, |at| at + 1);
         self.flying.insert(at, Flying { request, done_at, fails: luck.fails });
         at == 0
@@ -186,8 +190,10 @@ mod tests {
             let ended = std::iter::from_fn(|| wire.finish().map(|flying| flying.done_at - begun_at));
             ended.collect()
         };
-        let done: [Vec<Nanos>; 3] = [done_at(0, 10_000), done_at(2000, 10_000), done_at(2000, 1000)];
-        assert_eq!(done, [vec![1500, 2500, 3500, 4500], vec![500, 500, 1000, 2000], vec![500, 1000, 2000, 3000]]);
+        let done: [Vec<Nanos>; 3] = [done_at(0, 10_000), done_at(2000, 10_000), done_at(2000, 0)];
+        // Before the clock began it was idle, too.
+        let (all, half) = (vec![500, 500, 1000, 2000], vec![500, 1000, 2000, 3000]);
+        assert_eq!(done, [vec![1500, 2500, 3500, 4500], all, half]);
     }
 
     fn run(depth: u32, requests: &[Request]) -> Vec<(u64, Nanos)> {

@@ -272,3 +272,30 @@ fn a_mixture_that_memory_holds_is_not_read_from_disk() {
         assert!(found.disk_bytes * 20 < found.touched_bytes, "{name}: {}", found.disk_bytes);
     }
 }
+
+/// A q4_0 mixture took half as long again as its plan said: its many small products, and attention in single precision,
+/// had been planned at the speed of large products.
+#[test]
+fn products_and_attention_cost_beside_the_weights() {
+    let habit = Habit::Uniform;
+    let shape = mixture_30b();
+    let seconds = |product_ns: u64, attention_flops_per_s: u64, past: u64| {
+        let mut machine = machine("laptop", Device::Cpu, 0, 64 * GIB);
+        machine.hardware.host.product_ns = product_ns;
+        machine.hardware.host.attention_flops_per_s = attention_flops_per_s;
+        let phase = Phase { tokens: 1, past };
+        predict(&shape, &machine, &Question { phase, ..question(Cut::Coarse, &habit) }).unwrap().compute_seconds
+    };
+    let fast = shipped("laptop").host.attention_flops_per_s;
+    let base = seconds(0, fast, 0);
+    // In each of 48 layers: q, k, v, o, the router, and three of each of eight experts; and the head.
+    close("products", seconds(5000, fast, 0) - base, f64::from(48 * (4 + 1 + 3 * 8) + 1) * 5e-6, 0.01);
+    // Two multiplications and two additions for each position and element of the 32 queries of 128 elements.
+    let (attention, past) = (10_000_000_000u64, 1000u64);
+    let slow = seconds(0, attention, past) - seconds(0, attention, 0);
+    close("attention", slow, 48.0 * 4.0 * (past * 32 * 128) as f64 / attention as f64, 0.01);
+    // Where arithmetic is fast, the past costs what reading it costs: 4 heads' keys and values of 4 bytes.
+    let read = seconds(0, u64::MAX, past) - seconds(0, u64::MAX, 0);
+    let host = shipped("laptop").host.memory_bytes_per_s;
+    close("reading the past", read, 48.0 * (past * 2 * 4 * 128 * shape.kv_element_bytes) as f64 / host as f64, 0.01);
+}

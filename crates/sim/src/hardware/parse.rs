@@ -197,11 +197,14 @@ fn gpu(keys: Keys<'_>, shares: bool) -> Read<Gpu> {
 }
 
 fn host(keys: Keys<'_>) -> Read<Host> {
+    let flops_per_s = keys.needed("tflops", 1e12)?;
     let host = Host {
         name: keys.text("name")?.unwrap_or_else(|| "host".into()),
         memory_bytes: keys.needed("memory_gib", GIB)?,
         memory_bytes_per_s: keys.needed("memory_gb_per_s", GIGA)?,
-        flops_per_s: keys.needed("tflops", 1e12)?,
+        flops_per_s,
+        attention_flops_per_s: keys.scaled("attention_tflops", 1e12)?.unwrap_or(flops_per_s),
+        product_ns: keys.micros("product_us", 0.0)?,
         layer_ns: keys.micros("layer_us", 20.0)?,
     };
     keys.finish()?;

@@ -114,6 +114,7 @@ impl Keys<'_> {
 /// Matrices by their rows and columns.
 #[derive(Clone, Copy, Default)]
 struct Weights {
+    matrices: u32,
     parameters: u64,
     bytes: u64,
 }
@@ -142,7 +143,7 @@ impl Counter {
     }
 
     fn matrices(&self, shapes: &[(u64, u64)]) -> Read<Weights> {
-        let mut sum = Weights::default();
+        let mut sum = Weights { matrices: shapes.len() as u32, ..Weights::default() };
         for &(rows, columns) in shapes {
             let too_large = || bad("hidden_size", "makes matrices of more than 2^63 bytes");
             let bytes = rows.checked_mul(self.row_bytes(columns)).ok_or_else(too_large)?;
@@ -309,6 +310,7 @@ impl ModelShape {
             parameters,
             units: 1,
             used: 1,
+            products: 1,
             slots: 0,
         });
         let tied = keys.flag("tie_word_embeddings") || family == "opt" || family == "gpt2";
@@ -333,6 +335,7 @@ impl ModelShape {
                 parameters: weights.parameters,
                 units: units as u32,
                 used: used as u32,
+                products: weights.matrices,
                 slots: 0,
             });
         };

@@ -110,25 +110,27 @@ impl Distinct {
     }
 }
 
-/// Nanoseconds that a part computes: reading its weights and the past, or operating, whichever takes longer.
+/// Nanoseconds that a part computes: reading its weights, or operating on them, whichever takes longer; then the same of
+/// the past, where there is attention; and what its products cost beside.
 fn part_ns(shape: &ModelShape, part: &Part, distinct: u32, phase: Phase, compute: &Computes) -> u64 {
     let tokens = phase.tokens as f64;
-    let mut read = part.bytes as f64 * f64::from(distinct);
+    let read = part.bytes as f64 * f64::from(distinct);
     let mut flops = 2.0 * part.parameters as f64 * f64::from(part.used) * tokens;
     if part.kind == PartKind::Head {
         // Only the last token's logits are wanted.
         flops = 2.0 * part.parameters as f64;
     }
-    let mut fixed = 0.0;
+    let mut fixed = compute.product_ns as f64 * f64::from(part.products) * f64::from(distinct);
+    let mut seconds = (read / compute.memory_bytes_per_s as f64).max(flops / compute.flops_per_s as f64);
     if part.kind == PartKind::Attention
         && let Some(kv) = shape.kv.get(part.layer as usize)
     {
         let past = kv.window.map_or(phase.past, |window| phase.past.min(window)) as f64;
-        read += past * kv.elements as f64 * shape.kv_element_bytes as f64;
-        flops += 4.0 * (past + tokens / 2.0) * kv.query_elements as f64 * tokens;
-        fixed = compute.layer_ns as f64;
+        let read = past * kv.elements as f64 * shape.kv_element_bytes as f64;
+        let flops = 4.0 * (past + tokens / 2.0) * kv.query_elements as f64 * tokens;
+        seconds += (read / compute.memory_bytes_per_s as f64).max(flops / compute.attention_flops_per_s as f64);
+        fixed += compute.layer_ns as f64;
     }
-    let seconds = (read / compute.memory_bytes_per_s as f64).max(flops / compute.flops_per_s as f64);
     (fixed + seconds * 1e9) as u64
 }
 

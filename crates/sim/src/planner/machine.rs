@@ -84,6 +84,8 @@ impl Budgets {
 pub(super) struct Computes {
     pub(super) memory_bytes_per_s: u64,
     pub(super) flops_per_s: u64,
+    pub(super) attention_flops_per_s: u64,
+    pub(super) product_ns: u64,
     pub(super) layer_ns: u64,
     /// Its share of the layers, in millionths.
     pub(super) share: u64,
@@ -120,6 +122,8 @@ impl Machine {
             return vec![Computes {
                 memory_bytes_per_s: host.memory_bytes_per_s,
                 flops_per_s: host.flops_per_s,
+                attention_flops_per_s: host.attention_flops_per_s,
+                product_ns: host.product_ns,
                 layer_ns: host.layer_ns,
                 share: 1_000_000,
                 // The cache of keys and values is beside --ram.
@@ -136,6 +140,9 @@ impl Machine {
             Computes {
                 memory_bytes_per_s: gpu.memory_bytes_per_s,
                 flops_per_s: gpu.flops_per_s,
+                attention_flops_per_s: gpu.flops_per_s,
+                // Launches are what a layer costs.
+                product_ns: 0,
                 layer_ns: gpu.layer_ns,
                 share,
                 apart_bytes: kv_bytes.saturating_add(shape.scratch_bytes(chunk)),

@@ -51,6 +51,8 @@ pub struct Part {
     pub units: u32,
     /// How many of them a token uses.
     pub used: u32,
+    /// Matrix products of a unit.
+    pub products: u32,
     /// Slots that a unit takes in the engine; 0 if nobody knows, then [`ModelShape::padding`] counts.
     pub slots: u32,
 }
