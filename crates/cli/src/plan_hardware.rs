@@ -34,6 +34,7 @@ const COLS_MAX: usize = 16_384;
 const BATCH_MAX: usize = 128;
 /// A product of a step's weights and one of so many tell apart what a byte costs and what a product costs beside.
 const PRODUCT_BYTES: usize = 512 << 10;
+const SMALL_A_TURN: u32 = 8;
 /// Passes over a layer's state beside products and attention: norms, the rotary embedding, gates, sums.
 const LAYER_PASSES: u32 = 8;
 /// Rows of a product, at least.
@@ -218,12 +219,15 @@ fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize, attention:
     // No element type reads a NaN out of such bytes.
     let weights = vec![0x11u8; rows * row_bytes * (STREAM_BYTES / (rows * row_bytes)).max(1)];
     let mut past = Past::new(attention);
+    let bytes = |rows: usize| (rows * row_bytes) as f64;
     let mut measured: [Vec<f64>; 5] = Default::default();
     // The first round wakes threads up and fills caches.
     for round in 0..=ROUNDS {
+        let (small_s, large_s) = two_products_s(pool, dtype, cols, &weights, (rows_small, rows));
+        let (stream, product_s) = line((bytes(rows_small), small_s), (bytes(rows), large_s));
         let found = [
-            products_per_s(pool, dtype, cols, &weights, rows, 1),
-            products_per_s(pool, dtype, cols, &weights, rows_small, 1),
+            stream,
+            product_s,
             products_per_s(pool, dtype, cols, &weights, rows, batch),
             past.tokens_per_s(pool),
             norms_per_s(pool, cols),
@@ -234,18 +238,53 @@ fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize, attention:
     }
     let middle = |mut rates: Vec<f64>| {
         rates.sort_unstable_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or(0.0).max(1.0)
+        rates.get(rates.len() / 2).copied().unwrap_or(0.0)
     };
-    let [large, small, many, tokens, norms] = measured.map(middle);
-    let bytes = |rows: usize| (rows * row_bytes) as f64;
-    let (stream, product_s) = line((bytes(rows_small), 1.0 / small), (bytes(rows), 1.0 / large));
+    let [stream, product_s, many, tokens, norms] = measured.map(middle);
     KernelRates {
         stream,
         batch: many * bytes(rows),
         attention: tokens * past.flops(),
         product_s,
-        layer_s: f64::from(LAYER_PASSES) / norms,
+        layer_s: f64::from(LAYER_PASSES) / norms.max(1.0),
     }
+}
+
+/// Seconds of a product of so many rows and of one of more, with one token. They take turns product by product, so that
+/// what else the machine does meets both alike: their difference is small.
+fn two_products_s(pool: &Pool, dtype: DType, cols: usize, weights: &[u8], rows: (usize, usize)) -> (f64, f64) {
+    let row_bytes = dtype.row_bytes(cols as u64).map_or(1, |bytes| bytes as usize).max(1);
+    let x = vec![0.5f32; cols];
+    let mut input = Input::new();
+    let mut y = vec![0f32; rows.1];
+    let mut at = 0;
+    let mut product = |rows: usize| {
+        if at + rows * row_bytes > weights.len() {
+            at = 0;
+        }
+        let bytes = &weights[at..at + rows * row_bytes];
+        at += bytes.len();
+        let start = Instant::now();
+        input.prepare(pool, &x, 1, cols, dtype, activations(dtype));
+        matmul(pool, dtype, cols, &[WeightRows { row: 0, rows, bytes }], &input, black_box(&mut y), rows);
+        start.elapsed().as_secs_f64()
+    };
+    let start = Instant::now();
+    let (mut small_s, mut large_s) = (0.0, 0.0);
+    let mut turns = 0u32;
+    while turns == 0 || start.elapsed() < 2 * KERNEL_TIME {
+        for _ in 0..SMALL_A_TURN {
+            small_s += product(rows.0);
+        }
+        large_s += product(rows.1);
+        turns += 1;
+    }
+    (small_s / f64::from(turns * SMALL_A_TURN), large_s / f64::from(turns))
+}
+
+/// As `run` does by default.
+fn activations(dtype: DType) -> Activations {
+    if dtype.is_float() { Activations::F32 } else { Activations::Q8 }
 }
 
 /// Bytes per second and seconds at no bytes, of the line through two products (bytes, seconds); where there is no such
@@ -345,8 +384,7 @@ fn products_per_s(pool: &Pool, dtype: DType, cols: usize, weights: &[u8], rows: 
     let step = rows * dtype.row_bytes(cols as u64).map_or(1, |bytes| bytes as usize).max(1);
     let x = vec![0.5f32; batch * cols];
     let mut input = Input::new();
-    // As `run` does by default.
-    let activations = if dtype.is_float() { Activations::F32 } else { Activations::Q8 };
+    let activations = activations(dtype);
     let mut y = vec![0f32; batch * rows];
     let mut steps = weights.chunks_exact(step).cycle();
     let start = Instant::now();
