@@ -426,6 +426,8 @@ pub enum IoArg {
 pub enum HugePagesArg {
     /// Before the first read where they can be had cheaply, else when nothing is read
     Auto,
+    /// At any price, before the first read: a slower start, and every later pass faster
+    Always,
     /// Never asked for
     Off,
 }

@@ -93,6 +93,7 @@ impl Device {
             .slab_options(SlabOptions {
                 huge_pages: match args.huge_pages {
                     HugePagesArg::Auto => HugePages::Auto,
+                    HugePagesArg::Always => HugePages::Always,
                     HugePagesArg::Off => HugePages::Off,
                 },
                 ..SlabOptions::default()

@@ -7,9 +7,11 @@ use crate::error::Error;
 use crate::gather::Gather;
 use crate::io::{BlockReader, Decorator, IoBuf, MakeStorage, Opened, open_decorated};
 use crate::shared::{Note, Shared};
+use crate::window::Window;
 use overspill_core::{BlockSize, Brain, Catalog, Config, Evict, Prefetch, TierConfig, TierId};
 use overspill_host::limits::{MemoryLimits, memory_limits};
 use overspill_host::{Backing, SlabOptions, SlabPool};
+use overspill_nvme::remember::Remembered;
 use overspill_nvme::{FileSet, IoChoice, NvmeError, Sink, StorageOptions};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -145,7 +147,8 @@ impl EngineBuilder {
     }
 
     /// Bytes that may be in flight on each wire, or brought and not yet used; at least a slot. Default: 16 MiB, or twice
-    /// what keeps the disks busy if that is more and known ([`Self::disks`]).
+    /// what keeps the disks busy if that is more and known ([`Self::disks`]); it grows, up to 64 MiB, where the disks
+    /// turn out to be fast ([`Config::disk_window_bytes`]).
     #[must_use]
     pub fn window_bytes(mut self, bytes: u64) -> Self {
         self.window_bytes = Some(bytes);
@@ -215,7 +218,10 @@ impl EngineBuilder {
         let _entered = span.entered();
         let paths: Vec<_> = catalog.files().map(|(path, bytes)| (path.to_owned(), bytes)).collect();
         let files = Arc::new(FileSet::open(&paths).map_err(|e| storage_error(&e))?);
+        let window_is_set = self.window_bytes.is_some();
         self.window_bytes = Some(self.window(&catalog, &files));
+        let flight_bytes = self.remembered(&files).iter().map(|found| found.in_flight_bytes() as usize).max();
+        self.storage.flight_bytes = self.storage.flight_bytes.max(flight_bytes.unwrap_or(0));
         let plan = self.plan(&catalog, &files)?;
         for TierPlan { budget, slots_per_slab } in &plan {
             tracing::info!(tier = budget.label, budget_bytes = budget.bytes(), slots_per_slab, "a tier");
@@ -254,6 +260,7 @@ impl EngineBuilder {
             under_way: HashMap::with_capacity(2 * in_flight),
             failed: None,
             disk_busy: Default::default(),
+            window: (!window_is_set).then(|| Window::new(self.window(&catalog, &files), files.wires())),
             #[cfg(feature = "gpu")]
             bus_busy: Default::default(),
         };
@@ -338,15 +345,19 @@ impl EngineBuilder {
         bytes
     }
 
+    /// What is known of the disks that the files lie on.
+    fn remembered(&self, files: &FileSet) -> Vec<Remembered> {
+        let Some(memory) = &self.disks else { return Vec::new() };
+        let paths = (0..files.len()).map(|index| files.path(overspill_core::FileId(index as u32)));
+        paths.filter_map(overspill_nvme::remember::disk_name).filter_map(|disk| memory.recall(&disk)).collect()
+    }
+
     /// Bytes in flight on a wire: twice what the disks need, so that the next is there while one is computed with.
     fn window(&self, catalog: &Catalog, files: &FileSet) -> u64 {
-        let remembered = || {
-            let memory = self.disks.as_ref()?;
-            let paths = (0..files.len()).map(|index| files.path(overspill_core::FileId(index as u32)));
-            let disks = paths.filter_map(overspill_nvme::remember::disk_name);
-            disks.filter_map(|disk| memory.recall(&disk)).map(|found| 2 * found.in_flight_bytes()).max()
-        };
-        let default = || remembered().unwrap_or(0).max(Config::WINDOW_BYTES_DEFAULT);
+        let of_disk =
+            |found: &Remembered| (2 * found.in_flight_bytes()).max(Config::disk_window_bytes(found.bytes_per_s as u64));
+        let default =
+            || self.remembered(files).iter().map(of_disk).max().unwrap_or(0).max(Config::WINDOW_BYTES_DEFAULT);
         self.window_bytes.unwrap_or_else(default).max(catalog.slot_bytes())
     }
 

@@ -5,6 +5,7 @@ use crate::events::Event as Told;
 use crate::io::{BlockReader, Failure, Finished};
 use crate::shared::{Held, LAZY_NOTES_MAX, Note, Shared};
 use crate::wait::Waiter;
+use crate::window::Window;
 use overspill_core::catalog::ALIGN_BYTES;
 use overspill_core::{BlockId, Brain, Command, Event, Refusal, SlotId, Ticket, TierId, TransferId};
 use overspill_host::{Backing, SlabPool, SlotBuf};
@@ -34,6 +35,8 @@ pub(crate) struct Driver {
     /// The block whose read failed last, if nothing has been read since: the brain tries such a block once more.
     pub(crate) failed: Option<BlockId>,
     pub(crate) disk_busy: Busy,
+    /// None where its size was set.
+    pub(crate) window: Option<Window>,
     #[cfg(feature = "gpu")]
     pub(crate) bus_busy: Busy,
 }
@@ -45,6 +48,8 @@ pub(crate) struct UnderWay {
     pub(crate) block: BlockId,
     pub(crate) from_ns: u64,
     pub(crate) speculative: bool,
+    /// Into a slot that was read into before.
+    pub(crate) again: bool,
 }
 
 /// How long a wire has had something to carry.
@@ -177,7 +182,7 @@ impl Driver {
 
     fn start_read(&mut self, transfer: TransferId, block: BlockId, tier: TierId, slot: SlotId, speculative: bool) {
         let from_ns = self.shared.now();
-        self.under_way.insert(transfer, UnderWay { tier, block, from_ns, speculative });
+        self.under_way.insert(transfer, UnderWay { tier, block, from_ns, speculative, again: false });
         self.disk_busy.begin(from_ns);
         tracing::trace!(block = block.0, tier = tier.0, speculative, "reading");
         if self.failed.take() == Some(block) {
@@ -187,7 +192,9 @@ impl Driver {
         if begun.is_ok() {
             let slots = self.shared.catalog.blocks()[block.index()].slots as usize;
             let slot_end = self.position(slot.index() + slots);
-            self.backing.iter_mut().for_each(|backing| backing.read_begins(slot_end));
+            if let (Some(backing), Some(transfer)) = (&mut self.backing, self.under_way.get_mut(&transfer)) {
+                transfer.again = backing.read_begins(slot_end);
+            }
         }
         if let Err(error) = begun {
             self.shared.remember_failure(block, Error::Memory(error.to_string()));
@@ -223,14 +230,21 @@ impl Driver {
 
     fn read_ended(&mut self, finished: Finished) {
         let Finished { transfer, result, bytes } = finished;
-        let Some(UnderWay { tier, block, from_ns, speculative }) = self.under_way.remove(&transfer) else { return };
+        let Some(UnderWay { tier, block, from_ns, speculative, again }) = self.under_way.remove(&transfer) else {
+            return;
+        };
         let shared = &self.shared;
         let at_ns = shared.now();
         self.disk_busy.end(at_ns, &shared.disk.busy_ns);
         self.backing.iter().for_each(Backing::read_ends);
+        let busy_ns = shared.disk.busy_ns.load(Ordering::Relaxed);
+        let window = self.window.as_mut().and_then(|window| window.read(bytes, busy_ns));
         shared.tell(|| Told::Read { from_ns, at_ns, block, tier, bytes, speculative });
         match result {
             Ok(slot) => {
+                if let Some(backing) = self.backing.as_ref().filter(|_| again) {
+                    backing.read_again(&slot);
+                }
                 self.publish(tier, block, Held::Host(slot.freeze()));
                 self.tell(Event::TransferDone { transfer });
             }
@@ -242,6 +256,10 @@ impl Driver {
                 }
                 self.tell(Event::TransferFailed { transfer, cancelled });
             }
+        }
+        if let Some(bytes) = window {
+            tracing::debug!(bytes, "the disk is fast: more may be in flight");
+            self.brain.set_window(bytes);
         }
     }
 

@@ -108,7 +108,7 @@ impl Driver {
         slot: SlotId,
     ) {
         let from_ns = self.shared.now();
-        self.under_way.insert(transfer, UnderWay { tier: to, block, from_ns, speculative: false });
+        self.under_way.insert(transfer, UnderWay { tier: to, block, from_ns, speculative: false, again: false });
         self.bus_busy.begin(from_ns);
         tracing::trace!(block = block.0, tier = to.0, "uploading");
         if let Err(error) = self.try_upload(transfer, block, from, slot) {

@@ -71,6 +71,7 @@ mod sequence;
 mod shared;
 mod stats;
 mod wait;
+mod window;
 mod word;
 
 pub use budget::Budget;

@@ -4,11 +4,15 @@
 //! Why huge pages: a processor reads weights that lie in them a sixth faster, and a disk fills them faster too, since a
 //! request of 1 MiB is one piece of memory to it and not 256. Why not always: the system clears a huge page as a whole
 //! (and a hypervisor may first have to find memory for it), so whoever touches it first waits. So they are taken ahead of
-//! the reader: huge ones while there is time or they come quickly, small ones when the reader is close behind. The rest
-//! is collapsed later, slowly, when the disk has been quiet for a while: a model that streams is bound by its disk, and
-//! has no use for it.
+//! the reader: huge ones while there is time or they come quickly, small ones when the reader is close behind.
+//!
+//! The rest is collapsed later. Pieces that are read into again and again, since weights stream through them, come
+//! first, as soon as a read into them has ended: they are few, and all of the streaming goes through them (a virtual
+//! disk reads into them twice as fast). What is read once and stays is collapsed slowly, when the disk has been quiet
+//! for a while, since somebody is likely to compute.
 
-use crate::{HUGE_BYTES, HugePages, Slab, SlabPool};
+use crate::sys::Collapse;
+use crate::{HUGE_BYTES, HugePages, Slab, SlabPool, SlotBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::thread::JoinHandle;
@@ -26,8 +30,14 @@ const QUIET_MAX: Duration = Duration::from_secs(4);
 /// After a collapse the thread sleeps so many times as long as that took: a fiftieth of a processor, since it cannot know
 /// whether somebody computes. At a fifth, the first 48 tokens on two cores came 18 % slower than without huge pages.
 const REST: u32 = 49;
+/// The same for pieces that weights stream through: the processors wait for the disk meanwhile.
+const REST_WORN: u32 = 1;
+/// After a round in which all such pieces were busy, or memory short; it doubles up to [`QUIET_MAX`].
+const PAUSE_WORN: Duration = Duration::from_millis(10);
 /// Collapsing stops while limits leave less than this; a collapse takes [`HUGE_BYTES`] for a moment.
 const ROOM_BYTES_MIN: u64 = 64 << 20;
+/// The same for pieces that weights stream through: memory is full then, by intention.
+const ROOM_WORN_BYTES_MIN: u64 = 4 * HUGE_BYTES as u64;
 /// After so many refusals in a row the system has no room for huge pages, and looking for it costs others time.
 const REFUSALS_MAX: usize = 8;
 /// Limits are looked at after so many collapses.
@@ -47,6 +57,8 @@ pub struct Backing {
 struct State {
     pool: Arc<SlabPool>,
     huge: bool,
+    /// Huge pages are taken at any price.
+    always: bool,
     /// Slots are given out up to here.
     end: AtomicU64,
     /// The end of the highest slot that was read into.
@@ -56,6 +68,8 @@ struct State {
     /// Reads begun, and those that have not ended.
     reads: AtomicU64,
     in_flight: AtomicU64,
+    /// There are pieces in small pages that are read into again and again, and none of them is being read into.
+    worn: AtomicBool,
     asleep: AtomicBool,
     closed: AtomicBool,
 }
@@ -69,12 +83,14 @@ impl Backing {
         }
         let state = Arc::new(State {
             pool: Arc::clone(pool),
-            huge: pool.options().huge_pages == HugePages::Auto && crate::limits::huge_pages_allowed(),
+            huge: pool.options().huge_pages.wanted(),
+            always: pool.options().huge_pages == HugePages::Always,
             end: AtomicU64::new(0),
             reached: AtomicU64::new(0),
             backed: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            worn: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
@@ -91,18 +107,34 @@ impl Backing {
         }
     }
 
-    /// A read into a slot begins, which ends at this position.
-    pub fn read_begins(&mut self, slot_end: u64) {
+    /// A read into a slot begins, which ends at this position. True if the slot may have been read into before.
+    pub fn read_begins(&mut self, slot_end: u64) -> bool {
         self.state.reads.fetch_add(1, Ordering::Relaxed);
         self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        if self.state.reached.fetch_max(slot_end, Ordering::Relaxed) < slot_end {
+        let again = self.state.reached.fetch_max(slot_end, Ordering::Relaxed) >= slot_end;
+        if !again {
             self.map_ahead();
         }
+        again
     }
 
     /// A read that was told has ended.
     pub fn read_ends(&self) {
         self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A slot was read into once more: weights stream through it.
+    pub fn read_again(&self, slot: &SlotBuf) {
+        let state = &self.state;
+        if !state.huge || !slot.slab().wear(slot.offset()..slot.offset() + slot.bytes()) {
+            return;
+        }
+        if !state.worn.swap(true, Ordering::Relaxed) {
+            fence(Ordering::SeqCst);
+            if state.asleep.swap(false, Ordering::Relaxed) {
+                self.wake();
+            }
+        }
     }
 
     /// A slab has gone back to the system.
@@ -186,10 +218,20 @@ impl State {
 
     fn run(&self) {
         let mut costs = Costs::default();
-        let mut quiet = QUIET;
+        let (mut quiet, mut pause) = (QUIET, PAUSE_WORN);
         while !self.closed.load(Ordering::Relaxed) {
             if self.back_next(&mut costs) {
                 quiet = QUIET;
+                continue;
+            }
+            if self.worn.swap(false, Ordering::Relaxed) {
+                quiet = QUIET;
+                if self.collapse_worn() {
+                    pause = PAUSE_WORN;
+                } else {
+                    self.rest(pause);
+                    pause = (pause * 2).min(QUIET_MAX);
+                }
                 continue;
             }
             match self.wait_for_quiet(quiet) {
@@ -204,13 +246,28 @@ impl State {
     fn sleep(&self, time: Option<Duration>) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if !self.called() {
+        if !self.called() && !self.worn.load(Ordering::Relaxed) {
             match time {
                 Some(time) => std::thread::park_timeout(time),
                 None => std::thread::park(),
             }
         }
         self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Sleeps so long, unless there are pages to back or the thread is to end.
+    fn rest(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.called()
+            && let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            self.asleep.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if !self.called() {
+                std::thread::park_timeout(left);
+            }
+            self.asleep.store(false, Ordering::Relaxed);
+        }
     }
 
     fn called(&self) -> bool {
@@ -235,7 +292,7 @@ impl State {
     fn back_next(&self, costs: &mut Costs) -> bool {
         let Some((slab, at)) = self.next() else { return false };
         let ahead = at.saturating_sub(self.reached.load(Ordering::Relaxed));
-        let huge = self.huge && costs.huge(ahead);
+        let huge = self.always || self.huge && costs.huge(ahead);
         let begin = Instant::now();
         let done = slab.back_piece((at % self.slab_bytes()) as usize, huge);
         costs.note(huge, begin.elapsed());
@@ -243,6 +300,32 @@ impl State {
         let to = if done.is_ok() { piece_after(at + 1, self.slab_bytes()) } else { u64::MAX };
         self.backed.store(to, Ordering::Relaxed);
         true
+    }
+
+    /// Collapses the pieces that weights stream through, each once. False if some could not be for the moment, and none
+    /// was.
+    fn collapse_worn(&self) -> bool {
+        let (mut done, mut busy) = (false, false);
+        let slabs = self.end.load(Ordering::Relaxed).div_ceil(self.slab_bytes());
+        for slab in (0..slabs).filter_map(|index| self.pool.get(index as usize)) {
+            let mut start = 0;
+            while let Some(piece) = slab.worn_piece(start) {
+                if self.called() || !room(ROOM_WORN_BYTES_MIN) {
+                    // The next read tells of it again.
+                    return done;
+                }
+                let begin = Instant::now();
+                // The next read tells again of one that is busy.
+                match slab.collapse_piece(piece) {
+                    Collapse::Done => done = true,
+                    Collapse::Busy => busy = true,
+                    Collapse::Refused => {}
+                }
+                self.rest(begin.elapsed() * REST_WORN);
+                start = piece + HUGE_BYTES;
+            }
+        }
+        done || !busy
     }
 
     /// Collapses what is left, once nothing has been read for some time.
@@ -257,16 +340,19 @@ impl State {
         while refused < REFUSALS_MAX
             && let Some((slab, start)) = self.small_piece()
         {
-            if self.called() {
+            if self.called() || self.worn.load(Ordering::Relaxed) {
                 return Round::Called;
             }
-            if !is_quiet() || (tried % LOOK_EVERY == 0 && !room()) {
+            if !is_quiet() || (tried % LOOK_EVERY == 0 && !room(ROOM_BYTES_MIN)) {
                 return Round::Later;
             }
             let begin = Instant::now();
             let done = slab.collapse_piece(start);
-            (tried, refused) = (tried + 1, if done { 0 } else { refused + 1 });
-            self.sleep(Some(begin.elapsed() * REST));
+            if done == Collapse::Busy {
+                return Round::Later;
+            }
+            (tried, refused) = (tried + 1, if done == Collapse::Done { 0 } else { refused + 1 });
+            self.rest(begin.elapsed() * REST);
         }
         Round::Settled
     }
@@ -284,8 +370,8 @@ impl State {
     }
 }
 
-fn room() -> bool {
-    crate::limits::memory_limits().available_bytes().is_none_or(|bytes| bytes >= ROOM_BYTES_MIN)
+fn room(bytes_min: u64) -> bool {
+    crate::limits::memory_limits().available_bytes().is_none_or(|bytes| bytes >= bytes_min)
 }
 
 /// The first place from `at` on where a piece of a slab begins: pieces are as long as a huge page, but for the last.
@@ -422,5 +508,46 @@ mod tests {
         }
         eprintln!("{before} bytes in huge pages while a read was under way, {} afterwards", pool.huge_bytes());
         assert_eq!(before, 0, "nothing is collapsed while something is read");
+    }
+
+    /// Slabs in small pages, as if memory had been short when they were first read into.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_weights_stream_through_comes_into_huge_pages_while_reads_go_on() {
+        let pool = pool(HugePages::Auto);
+        let mut backing = Backing::start(&pool).unwrap();
+        let slab = pool.ensure(0).unwrap();
+        // Touched here, before any huge page was allowed.
+        let mut all = slab.claim(0, SLAB).unwrap();
+        overspill_core::seam::Buffer::bytes_mut(&mut all).fill(1);
+        drop(all);
+        assert!(!backing.read_begins(SLAB as u64), "the first time");
+        backing.set_end(SLAB as u64);
+        let other = pool.ensure(1).unwrap();
+        overspill_core::seam::Buffer::bytes_mut(&mut other.claim(0, HUGE_BYTES).unwrap()).fill(1);
+        if !backing.state.huge || other.collapse_piece(0) != Collapse::Done {
+            return eprintln!("this system has no huge pages, or does not collapse small ones");
+        }
+        let before = pool.huge_bytes();
+        // Another read is under way all the time: it is never quiet.
+        let slot = slab.claim(HUGE_BYTES, HUGE_BYTES).unwrap();
+        until("the piece that is read into again is collapsed", || {
+            backing.read_again(&slot);
+            pool.huge_bytes() > before
+        });
+        assert_eq!(slab.worn_piece(0), None);
+        let untouched = slab.small_piece();
+        assert_eq!(untouched, Some(0), "the others wait until it is quiet");
+        backing.read_ends();
+    }
+
+    #[test]
+    fn a_slot_below_the_highest_was_read_into_before() {
+        let mut backing = Backing::start(&pool(HugePages::Off)).unwrap();
+        for (end, again) in [(4 << 20, false), (8 << 20, false), (4 << 20, true), (8 << 20, true), (9 << 20, false)] {
+            assert_eq!(backing.read_begins(end), again, "{end}");
+        }
+        backing.released(0);
+        assert!(!backing.read_begins(4 << 20), "a slab that is new again");
     }
 }

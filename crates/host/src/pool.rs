@@ -16,8 +16,19 @@ pub enum HugePages {
     /// as far as that does not hold it up, else later, when nothing is read. Linux only.
     #[default]
     Auto,
+    /// Asked for whenever memory is first touched, however long it takes: the first pass over the weights may be slower,
+    /// every later one is faster. For programs that run long. Linux only.
+    Always,
     /// Never asked for.
     Off,
+}
+
+impl HugePages {
+    /// Whether they are asked for, and the system allows it.
+    #[must_use]
+    pub(crate) fn wanted(self) -> bool {
+        self != Self::Off && crate::limits::huge_pages_allowed()
+    }
 }
 
 /// How slabs are mapped. Default: not locked, huge pages where they are to be had.
@@ -90,7 +101,7 @@ impl SlabPool {
         if let Some(slab) = &slabs[index] {
             return Ok(Arc::clone(slab));
         }
-        let slab = Arc::new(Slab::new(self.slab_bytes, self.options.lock, Arc::clone(&self.tally))?);
+        let slab = Arc::new(Slab::new(self.slab_bytes, self.options, Arc::clone(&self.tally))?);
         if let Err(refusal) = slab.locked() {
             self.lock_refusal.write().get_or_insert_with(|| lock_refusal_text(refusal));
         }

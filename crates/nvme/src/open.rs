@@ -61,6 +61,10 @@ impl FromStr for IoChoice {
 pub struct StorageOptions {
     /// Reads in flight in the ring of `uring`. Default 64; 1 to 4096. More may be submitted; they wait.
     pub depth: usize,
+    /// Bytes in flight in the ring of `uring`; one read is always let through. Default 8 MiB, which keeps a disk of 14
+    /// GB/s busy that answers in half a millisecond. More may be submitted; they wait, in order: a disk that is given
+    /// everything at once serves all of it at the same time, and what is needed first arrives as late as the last.
+    pub flight_bytes: usize,
     /// Threads of `pread` and `mmap`, and so their reads in flight. Default 8; 1 to 256.
     pub threads: usize,
     /// Whether `uring` and `pread` read past the page cache where they can. Default true.
@@ -71,7 +75,7 @@ pub struct StorageOptions {
 
 impl Default for StorageOptions {
     fn default() -> Self {
-        Self { depth: 64, threads: 8, direct: true, call_bytes_max: 1 << 30 }
+        Self { depth: 64, flight_bytes: 8 << 20, threads: 8, direct: true, call_bytes_max: 1 << 30 }
     }
 }
 
@@ -83,6 +87,9 @@ impl StorageOptions {
         }
         if !(1..=256).contains(&self.threads) {
             return error("threads", self.threads, "1 to 256");
+        }
+        if self.flight_bytes < GRANULE_BYTES {
+            return error("flight_bytes", self.flight_bytes, "4096 or more");
         }
         let bytes = self.call_bytes_max;
         if !(GRANULE_BYTES..=1 << 30).contains(&bytes) || !bytes.is_multiple_of(GRANULE_BYTES) {

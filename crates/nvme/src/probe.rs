@@ -117,7 +117,8 @@ pub fn bandwidth(
     let mut requests = Requests::new(extents, request_bytes as u64)?;
     let (done, arrived) = crossbeam_channel::unbounded();
     let sink = Box::new(move |completion| done.send(completion).unwrap_or_default());
-    let options = StorageOptions { depth, threads: depth, ..StorageOptions::default() };
+    let options =
+        StorageOptions { depth, flight_bytes: request_bytes * depth, threads: depth, ..StorageOptions::default() };
     let (storage, reader) = open_storage::<SlotBuf>(io, Arc::clone(files), &options, sink)?;
     if !reader.direct {
         files.drop_cache();

@@ -65,6 +65,7 @@ impl<B: Buffer> Uring<B> {
         let shared = Arc::new(Shared { inbox: Mutex::new(inbox), wake });
         let (report, made) = mpsc::channel();
         let (depth, call_bytes_max) = (options.depth as u32, options.call_bytes_max);
+        let flight_bytes_max = options.flight_bytes;
         let of_thread = Arc::clone(&shared);
         // The ring is made on the thread that uses it: the kernel holds a single issuer to that.
         let run = move || {
@@ -74,7 +75,9 @@ impl<B: Buffer> Uring<B> {
                 Ok(ring) => {
                     report.send(Ok(())).unwrap_or_default();
                     let (pending, finished) = (VecDeque::with_capacity(QUEUED), Vec::with_capacity(depth as usize));
-                    Driver { ring, files, shared: of_thread, sink, direct, call_bytes_max, pending, finished }.run();
+                    let shared = of_thread;
+                    let (flight_bytes, limits) = (0, (call_bytes_max, flight_bytes_max));
+                    Driver { ring, files, shared, sink, direct, limits, flight_bytes, pending, finished }.run();
                 }
             }
         };
@@ -164,7 +167,9 @@ struct Driver<B: Buffer> {
     shared: Arc<Shared<B>>,
     sink: Arc<Sink<B>>,
     direct: bool,
-    call_bytes_max: usize,
+    /// Most bytes of a system call, and in flight.
+    limits: (usize, usize),
+    flight_bytes: usize,
     pending: VecDeque<Read<B>>,
     finished: Vec<(Op<B>, i32)>,
 }
@@ -174,6 +179,7 @@ impl<B: Buffer> Driver<B> {
         loop {
             let closed = self.empty_inbox();
             while self.ring.has_room()
+                && self.pending.front().is_some_and(|read| self.may_fly(read.len))
                 && let Some(read) = self.pending.pop_front()
             {
                 self.begin(read);
@@ -215,6 +221,10 @@ impl<B: Buffer> Driver<B> {
         closed
     }
 
+    fn may_fly(&self, bytes: usize) -> bool {
+        self.flight_bytes == 0 || self.flight_bytes.saturating_add(bytes) <= self.limits.1
+    }
+
     fn begin(&mut self, mut read: Read<B>) {
         let address = match read.buffer.bytes_mut().get(..read.len) {
             Some(bytes) if read.len_min <= read.len && read.file.index() < self.files.len() => bytes.as_ptr().addr(),
@@ -222,7 +232,8 @@ impl<B: Buffer> Driver<B> {
         };
         let direct = self.direct && self.files.direct_file(read.file).is_some();
         let lens = (read.len, read.len_min);
-        let progress = Progress::new(read.offset, lens, address, direct, self.call_bytes_max);
+        let progress = Progress::new(read.offset, lens, address, direct, self.limits.0);
+        self.flight_bytes += read.len;
         self.go_on(read, progress);
     }
 
@@ -230,7 +241,7 @@ impl<B: Buffer> Driver<B> {
         let Op { read, mut progress, call } = op;
         let result = usize::try_from(result).map_err(|_| result.saturating_neg());
         match progress.advance(&call, result) {
-            Some(outcome) => self.complete(read, outcome),
+            Some(outcome) => self.end(read, outcome),
             None => self.go_on(read, progress),
         }
     }
@@ -238,14 +249,20 @@ impl<B: Buffer> Driver<B> {
     fn go_on(&mut self, read: Read<B>, progress: Progress) {
         let Some(call) = progress.next_call() else {
             let outcome = progress.at_end();
-            return self.complete(read, outcome);
+            return self.end(read, outcome);
         };
         let file = read.file.index() * 2 + usize::from(!call.direct);
         let (offset, range) = (call.offset, call.range.clone());
         if let Err(op) = self.ring.start(Op { read, progress, call }, file, offset, range) {
             // Not while there is room, and the range was checked: but a read never goes without an answer.
-            self.complete(op.read, Err(ReadFault::System { errno: EINVAL }));
+            self.end(op.read, Err(ReadFault::System { errno: EINVAL }));
         }
+    }
+
+    /// Of a read that has begun.
+    fn end(&mut self, read: Read<B>, result: Result<usize, ReadFault>) {
+        self.flight_bytes -= read.len;
+        self.complete(read, result);
     }
 
     /// The kernel refuses to be entered. What it has will complete; what it has not will not begin.

@@ -129,7 +129,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let defaults = StorageOptions::default();
     // A queue of 3, calls of a page: every read is cut, queued and continued.
-    let tight = StorageOptions { depth: 3, threads: 2, call_bytes_max: 4096, ..defaults };
+    let tight = StorageOptions { depth: 3, flight_bytes: 8192, threads: 2, call_bytes_max: 4096, ..defaults };
     let through_cache = StorageOptions { direct: false, ..defaults };
     let mut trials = Vec::new();
     for io in [IoChoice::Uring, IoChoice::Pread, IoChoice::Mmap] {

@@ -114,6 +114,7 @@ fn settings_out_of_range_are_refused_by_name() {
     let wrong = [
         ("depth", StorageOptions { depth: 0, ..defaults }),
         ("depth", StorageOptions { depth: 5000, ..defaults }),
+        ("flight_bytes", StorageOptions { flight_bytes: 0, ..defaults }),
         ("threads", StorageOptions { threads: 0, ..defaults }),
         ("call_bytes_max", StorageOptions { call_bytes_max: 5000, ..defaults }),
     ];

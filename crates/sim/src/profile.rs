@@ -3,7 +3,7 @@
 use crate::program::Choice;
 use crate::router::Habit;
 use crate::wire::WireModel;
-use overspill_core::{BlockSize, Nanos, Schedule};
+use overspill_core::{BlockSize, Config, Nanos, Schedule};
 
 /// A machine: its memories, its wires, and how fast it computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +142,19 @@ impl Profile {
             }
         }
         Ok(())
+    }
+
+    /// What may be in flight on a wire, as the engine has it once it knows the disks: two times bandwidth × latency of
+    /// the wire that needs most, or what [`Config::disk_window_bytes`] gives a disk, or 16 MiB.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        let links = self.tiers.iter().filter_map(|t| t.parent.as_ref().map(|(_, wire)| wire));
+        let product = |w: &WireModel| {
+            let bytes = 2 * u128::from(w.bytes_per_s) * u128::from(w.latency_ns) / 1_000_000_000;
+            u64::try_from(bytes).unwrap_or(u64::MAX)
+        };
+        let disks = self.disks.iter().map(|disk| Config::disk_window_bytes(disk.bytes_per_s));
+        self.disks.iter().chain(links).map(product).chain(disks).max().unwrap_or(Config::WINDOW_BYTES_DEFAULT)
     }
 }
 

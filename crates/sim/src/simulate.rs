@@ -217,12 +217,6 @@ fn run(
 }
 
 fn setup(profile: &Profile, workload: &Workload, options: &Options, warm: bool) -> Setup {
-    let links = profile.tiers.iter().filter_map(|t| t.parent.as_ref().map(|(_, wire)| wire));
-    let product = |w: &WireModel| {
-        let bytes = 2 * u128::from(w.bytes_per_s) * u128::from(w.latency_ns) / 1_000_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    };
-    let window = profile.disks.iter().chain(links).map(product).max().unwrap_or(0);
     let tier = |t: &crate::profile::TierProfile| TierConfig {
         label: t.label.clone(),
         budget_bytes: t.budget_bytes,
@@ -235,7 +229,7 @@ fn setup(profile: &Profile, workload: &Workload, options: &Options, warm: bool) 
         blocks: workload.blocks.clone(),
         evict: options.evict,
         prefetch: options.prefetch,
-        window_bytes: options.window_bytes.unwrap_or(window.max(Config::WINDOW_BYTES_DEFAULT)),
+        window_bytes: options.window_bytes.unwrap_or_else(|| profile.window_bytes()),
     };
     let none = || WireModel { label: String::new(), bytes_per_s: 1, latency_ns: 0, depth: 1, burst_ns: 0 };
     let schedule = ScheduleModel {

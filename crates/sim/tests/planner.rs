@@ -79,10 +79,13 @@ fn dense_plans_agree_with_the_closed_form() {
                     found.bus_bytes as f64 / 1e9,
                     wanted.bus_bytes / 1e9,
                 );
-                // To within a block of a coarse plan for each memory.
+                // To within a block of a coarse plan for each memory; with two, what one has in flight is of use to the
+                // other, which the closed form does not count.
                 let block = total as f64 / 400.0;
-                assert!((found.disk_bytes as f64 - wanted.disk_bytes).abs() < 2.0 * block, "{what}");
-                assert!((found.bus_bytes as f64 - wanted.bus_bytes).abs() < 2.0 * block, "{what}");
+                let shared = if found.ring_bytes.len() > 1 { found.ring_bytes.iter().sum::<u64>() as f64 } else { 0.0 };
+                let allowed = (2.0 * block).max(shared);
+                assert!((found.disk_bytes as f64 - wanted.disk_bytes).abs() < allowed, "{what}");
+                assert!((found.bus_bytes as f64 - wanted.bus_bytes).abs() < allowed, "{what}");
                 close(&what, found.seconds_per_pass, wanted.seconds, 0.06);
                 assert!(found.seconds_per_pass >= wanted.seconds * 0.97, "{what}: faster than physics");
             }

@@ -329,6 +329,13 @@ impl Brain {
         Ok(())
     }
 
+    /// Changes [`crate::Config::window_bytes`]; at least a slot.
+    pub fn set_window(&mut self, bytes: u64) {
+        self.window_bytes = bytes.max(self.slot_bytes);
+        self.replan();
+        self.pump();
+    }
+
     /// Empties the slots above a lowered limit, one at a time.
     pub(crate) fn shrink(&mut self, tier: TierId) {
         let mut from = 0;

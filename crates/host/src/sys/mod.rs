@@ -6,6 +6,7 @@ mod os;
 mod slab;
 
 pub use aligned::AlignedBuf;
+pub(crate) use slab::Collapse;
 pub use slab::{Slab, SlotBuf, SlotView};
 
 #[cfg(unix)]

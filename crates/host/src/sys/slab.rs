@@ -6,7 +6,7 @@
 
 use super::map::Mapping;
 use crate::pool::Tally;
-use crate::{GRANULE_BYTES, HUGE_BYTES, HostError, HugePages};
+use crate::{GRANULE_BYTES, HUGE_BYTES, HostError, HugePages, SlabOptions};
 use overspill_core::seam::Buffer;
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -32,14 +32,31 @@ const UNKNOWN: u8 = 0;
 const HUGE: u8 = 1;
 /// The system would not have it in one.
 const REFUSED: u8 = 2;
+/// In small pages as far as is known, and read into again and again.
+const WORN: u8 = 3;
+
+/// How moving a piece into a huge page ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Collapse {
+    Done,
+    /// Its pages are in use by a read, or memory is short for the moment.
+    Busy,
+    /// The system will not do it; it is not asked again.
+    Refused,
+}
 
 impl Slab {
-    pub(crate) fn new(bytes: usize, lock: bool, tally: Arc<Tally>) -> Result<Self, HostError> {
+    pub(crate) fn new(bytes: usize, options: SlabOptions, tally: Arc<Tally>) -> Result<Self, HostError> {
         if bytes == 0 || !bytes.is_multiple_of(GRANULE_BYTES) || !bytes.is_multiple_of(super::page_bytes()) {
             return Err(HostError::SlabSize { bytes });
         }
         let map = Mapping::anonymous(bytes).map_err(|source| HostError::Map { bytes, source })?;
-        let locked = match lock.then(|| map.lock()) {
+        #[cfg(target_os = "linux")]
+        if options.huge_pages == HugePages::Always && options.huge_pages.wanted() {
+            // Whoever touches a piece first gets a huge page then, the disk included.
+            let _ = map.allow_huge(0..bytes);
+        }
+        let locked = match options.lock.then(|| map.lock()) {
             None => Ok(false),
             Some(Ok(())) => Ok(true),
             Some(Err(error)) => Err(error.to_string()),
@@ -76,7 +93,7 @@ impl Slab {
     /// Backs the slab's pages now, with huge ones where the system has them and they are asked for, so that the first
     /// who touches them need not wait. It is as good as done where the system knows no such thing.
     pub fn back(&self, huge: HugePages) {
-        let huge = huge == HugePages::Auto && crate::limits::huge_pages_allowed();
+        let huge = huge.wanted();
         for start in (0..self.len()).step_by(HUGE_BYTES) {
             if self.back_piece(start, huge).is_err() {
                 return;
@@ -108,32 +125,61 @@ impl Slab {
 
     /// The first piece that may lie in small pages, and that the system has not refused to collapse.
     pub(crate) fn small_piece(&self) -> Option<usize> {
-        self.pages.iter().position(|page| page.load(Ordering::Relaxed) == UNKNOWN).map(|index| index * HUGE_BYTES)
+        self.first_piece(0, |state| state == UNKNOWN || state == WORN)
     }
 
-    /// Moves the pages of a piece (as above) into a huge one. False if the system refuses, which is remembered.
+    /// The first piece from `start` on that is [worn](Self::wear).
+    pub(crate) fn worn_piece(&self, start: usize) -> Option<usize> {
+        self.first_piece(start, |state| state == WORN)
+    }
+
+    fn first_piece(&self, start: usize, wanted: impl Fn(u8) -> bool) -> Option<usize> {
+        let first = start.div_ceil(HUGE_BYTES);
+        let states = self.pages.get(first..)?;
+        states.iter().position(|page| wanted(page.load(Ordering::Relaxed))).map(|index| (first + index) * HUGE_BYTES)
+    }
+
+    /// Says that a range was read into once more. True if it touches pieces that should rather be huge pages.
+    pub(crate) fn wear(&self, range: Range<usize>) -> bool {
+        let pieces = range.start / HUGE_BYTES..range.end.div_ceil(HUGE_BYTES).min(self.pages.len());
+        let mut worn = false;
+        for page in self.pages.get(pieces).unwrap_or_default() {
+            let state = page.load(Ordering::Relaxed);
+            if state == UNKNOWN {
+                let _ = page.compare_exchange(UNKNOWN, WORN, Ordering::Relaxed, Ordering::Relaxed);
+            }
+            worn |= state == UNKNOWN || state == WORN;
+        }
+        worn
+    }
+
+    /// Moves the pages of a piece (as above) into a huge one.
     #[cfg(target_os = "linux")]
-    pub(crate) fn collapse_piece(&self, start: usize) -> bool {
-        let Some(page) = self.pages.get(start / HUGE_BYTES) else { return false };
+    pub(crate) fn collapse_piece(&self, start: usize) -> Collapse {
+        let Some(page) = self.pages.get(start / HUGE_BYTES) else { return Collapse::Refused };
         let range = start..start + HUGE_BYTES;
         // So that the slab stays one mapping to the kernel, whatever its parts were advised.
         let _ = self.map.allow_huge(range.clone());
-        let done = self.map.collapse(range).is_ok();
-        if done {
-            self.note_huge(page);
-        } else {
-            page.store(REFUSED, Ordering::Relaxed);
+        match self.map.collapse(range) {
+            Ok(()) => {
+                self.note_huge(page);
+                Collapse::Done
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => Collapse::Busy,
+            Err(_) => {
+                page.store(REFUSED, Ordering::Relaxed);
+                Collapse::Refused
+            }
         }
-        done
     }
 
     /// Not done on this system.
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn collapse_piece(&self, start: usize) -> bool {
+    pub(crate) fn collapse_piece(&self, start: usize) -> Collapse {
         if let Some(page) = self.pages.get(start / HUGE_BYTES) {
             page.store(REFUSED, Ordering::Relaxed);
         }
-        false
+        Collapse::Refused
     }
 
     fn note_huge(&self, page: &AtomicU8) {
@@ -257,6 +303,12 @@ impl SlotBuf {
         self.0.offset()
     }
 
+    /// Its length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
     /// The slab.
     #[must_use]
     pub fn slab(&self) -> &Arc<Slab> {
@@ -338,7 +390,7 @@ mod tests {
     use super::*;
 
     fn slab(bytes: usize) -> Arc<Slab> {
-        Arc::new(Slab::new(bytes, false, Arc::default()).unwrap())
+        Arc::new(Slab::new(bytes, SlabOptions::default(), Arc::default()).unwrap())
     }
 
     #[test]
@@ -369,7 +421,10 @@ mod tests {
             assert!(matches!(slab.claim(offset, bytes), Err(HostError::NoRoom { .. })), "{offset} {bytes}");
         }
         for bytes in [0, 4095, 1] {
-            assert!(matches!(Slab::new(bytes, false, Arc::default()), Err(HostError::SlabSize { .. })));
+            assert!(matches!(
+                Slab::new(bytes, SlabOptions::default(), Arc::default()),
+                Err(HostError::SlabSize { .. })
+            ));
         }
     }
 

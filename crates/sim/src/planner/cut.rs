@@ -10,7 +10,7 @@ use super::shape::{ModelShape, Part, PartKind};
 use crate::profile::{Profile, Workload};
 use crate::program::Choice;
 use crate::router::Habit;
-use overspill_core::{BlockId, BlockSize, Config, Schedule, Step, TierId};
+use overspill_core::{BlockId, BlockSize, Schedule, Step, TierId};
 use std::collections::BTreeMap;
 
 /// About so many blocks, where budgets allow it.
@@ -51,7 +51,7 @@ pub(super) struct CutModel {
     pub(super) workload: Workload,
     /// By block: the part it belongs to; `None` for what is held all the time.
     pub(super) part_of: Vec<Option<PartKind>>,
-    /// See [`Config::window_bytes`].
+    /// See [`overspill_core::Config::window_bytes`].
     pub(super) window_bytes: u64,
     /// R of the engine, by tier.
     pub(super) ring_bytes: Vec<u64>,
@@ -86,14 +86,6 @@ fn choose_slot(shape: &ModelShape, least: u64) -> u64 {
 /// R as the engine plans it: a step and a window.
 fn ring(budget: u64, step: u64, window: u64) -> u64 {
     step.saturating_add(window).min((budget / 2).max(step)).min(budget)
-}
-
-/// Two times bandwidth × latency of the fastest wire, or 16 MiB.
-fn window_bytes(profile: &Profile) -> u64 {
-    let links = profile.tiers.iter().filter_map(|t| t.parent.as_ref().map(|(_, wire)| wire));
-    let product =
-        |w: &crate::wire::WireModel| (2 * u128::from(w.bytes_per_s) * u128::from(w.latency_ns) / 1_000_000_000) as u64;
-    profile.disks.iter().chain(links).map(product).max().unwrap_or(0).max(Config::WINDOW_BYTES_DEFAULT)
 }
 
 /// Experts of a part that so many tokens use.
@@ -212,7 +204,7 @@ pub(super) fn cut(
     let computes = machine.computes(shape, context, chunk);
     let budgets = machine.weight_bytes(&computes);
     let mut profile = machine.profile(&computes, &budgets);
-    let window = window_bytes(&profile);
+    let window = profile.window_bytes();
     let total = shape.block_bytes();
     let tightest = budgets.iter().map(|bytes| (*bytes as f64 / shape.padding) as u64);
     let tightest = tightest.filter(|held| *held < total).min().unwrap_or(total);
