@@ -140,8 +140,11 @@ class Bench:
             return [self.program, "bench", path, "--device", "cpu", "--prompt-tokens", str(case.prompt), "-n", "2", "-r", "1",
                     "--rehearse", "--probe-seconds", "0.1", "--threads", str(self.options.threads), "-o", "json"], {}
         prompt = ",".join(str(300 + index * 7) for index in range(case.prompt))
+        # In RAM what is compared is the state of a program that has run for a while: the page cache that the rival maps
+        # lies in huge pages from before it started.
+        pages = [] if case.share else ["--huge-pages", "always"]
         return [self.program, "run", path, "--device", "cpu", "--prompt-ids", prompt, "--max-new-tokens",
-                str(case.new + 1), "--threads", str(self.options.threads), "--activations", "q8", "--json"], {}
+                str(case.new + 1), "--threads", str(self.options.threads), "--activations", "q8", *pages, "--json"], {}
 
     def rival(self, case, path):
         threads = str(self.options.threads)

@@ -30,8 +30,6 @@ const QUIET_MAX: Duration = Duration::from_secs(4);
 /// After a collapse the thread sleeps so many times as long as that took: a fiftieth of a processor, since it cannot know
 /// whether somebody computes. At a fifth, the first 48 tokens on two cores came 18 % slower than without huge pages.
 const REST: u32 = 49;
-/// The same for pieces that weights stream through: the processors wait for the disk meanwhile.
-const REST_WORN: u32 = 1;
 /// After a round in which all such pieces were busy, or memory short; it doubles up to [`QUIET_MAX`].
 const PAUSE_WORN: Duration = Duration::from_millis(10);
 /// Collapsing stops while limits leave less than this; a collapse takes [`HUGE_BYTES`] for a moment.
@@ -314,14 +312,13 @@ impl State {
                     // The next read tells of it again.
                     return done;
                 }
-                let begin = Instant::now();
-                // The next read tells again of one that is busy.
+                // One after the other: the processors wait for the disk meanwhile, and the disk is slow until it is done.
+                // The next read tells again of a piece that is busy.
                 match slab.collapse_piece(piece) {
                     Collapse::Done => done = true,
                     Collapse::Busy => busy = true,
                     Collapse::Refused => {}
                 }
-                self.rest(begin.elapsed() * REST_WORN);
                 start = piece + HUGE_BYTES;
             }
         }
