@@ -3,7 +3,7 @@
 //! One thread each; callers share rows or heads among threads. Bits depend on the arguments alone: reductions run in
 //! eight lanes over ascending indices, added as in `scalar.rs`, and the exponential is a polynomial of our own, so
 //! every instruction set (that can fuse a multiplication with an addition) gives the same. The bodies are plain Rust,
-//! compiled once more with AVX2; attention has intrinsics besides. NEON is what every
+//! compiled once more with AVX2; attention has intrinsics besides. AVX-512 would add nothing, and NEON is what every
 //! compiler for aarch64 makes of the bodies.
 
 use super::table::Isa;
@@ -50,7 +50,7 @@ macro_rules! dispatch {
                 Isa::Unfused => body::$name::<false>($($arg),*),
                 Isa::Scalar => body::$name::<true>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => super::sys::avx2::ops::$name($($arg),*),
+                Isa::Avx2 | Isa::Avx512 | Isa::Avx512Vnni => super::sys::avx2::ops::$name($($arg),*),
                 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
                 Isa::Neon | Isa::NeonDot | Isa::NeonMatrix => body::$name::<true>($($arg),*),
             }

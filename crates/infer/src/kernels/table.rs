@@ -19,6 +19,12 @@ pub(crate) enum Isa {
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// As AVX2, with AVX-512 F, BW, DQ and VL for many tokens.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// As AVX-512, with VNNI for 8-bit activations.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
     /// Every aarch64.
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     Neon,
@@ -44,6 +50,10 @@ impl Isa {
         Self::Scalar,
         #[cfg(target_arch = "x86_64")]
         Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Vnni,
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         Self::Neon,
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -60,6 +70,10 @@ impl Isa {
             Self::Scalar => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::sys::avx2::available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => super::sys::avx512::available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => super::sys::avx512::vnni_available(),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::Neon => super::sys::neon::available(),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -76,6 +90,10 @@ impl Isa {
             Self::Scalar => "plain, fused",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => "avx512-vnni",
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::Neon => "neon",
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -92,6 +110,10 @@ impl Isa {
             Self::Scalar => &SCALAR,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::sys::avx2::table(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => super::sys::avx512::table(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => super::sys::avx512::vnni_table(),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::Neon => super::sys::neon::table(),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -156,7 +178,7 @@ pub(super) fn quantiser() -> fn(Kind, &[f32], &mut [f32]) {
     match Isa::best() {
         Isa::Unfused | Isa::Scalar => input::quantise,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::sys::avx2::quantise,
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Vnni => super::sys::avx2::quantise,
         // NEON is part of every aarch64, so the compiler makes it of plain loops.
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         Isa::Neon | Isa::NeonDot | Isa::NeonMatrix => input::quantise,

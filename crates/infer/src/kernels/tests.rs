@@ -225,12 +225,16 @@ impl Case {
 
 #[test]
 fn dequantise_equals_the_formula_for_every_type() {
+    decoding_equals_the_formula(&isas());
+}
+
+fn decoding_equals_the_formula(isas: &[Isa]) {
     let mut random = Random(7);
     for dtype in ALL {
         let n = 1024 + if dtype.is_float() { 5 } else { 0 };
         let bytes = weights(dtype, n, &mut random);
         let expected = reference(dtype, &bytes);
-        for isa in isas() {
+        for &isa in isas {
             let mut out = vec![f32::NAN; n];
             (isa.kernels(dtype).decode)(&bytes, &mut out);
             for (i, (got, want)) in out.iter().zip(&expected).enumerate() {
@@ -286,6 +290,10 @@ fn eight_bit_products_are_near_f64() {
 
 #[test]
 fn extreme_integers_do_not_saturate() {
+    extreme_integers_give_the_bits_of_the_twin(&fused());
+}
+
+fn extreme_integers_give_the_bits_of_the_twin(isas: &[Isa]) {
     // All bits one: the largest nibbles, scales and minima, and -1 in 8 bits; then the largest magnitudes of Q8_0.
     for dtype in ALL.into_iter().filter(|dtype| !dtype.is_float()) {
         for fill in [0xff, 0x7f, 0x80, 0x00] {
@@ -307,7 +315,7 @@ fn extreme_integers_do_not_saturate() {
                 *x = if i / 1024 % 3 == 1 || (i / 1024 % 3 == 2 && i % 2 == 0) { -1.0 } else { 1.0 };
             }
             let twin = case.whole(Isa::Scalar, Activations::Q8);
-            for isa in fused() {
+            for &isa in isas {
                 assert_same((dtype, isa), &case.whole(isa, Activations::Q8), &twin);
             }
         }
@@ -321,9 +329,13 @@ fn assert_same(what: impl core::fmt::Debug, got: &[f32], want: &[f32]) {
     }
 }
 
-/// Small shapes that reach every tile and more than one panel, so that an emulator is through with them in a minute.
 #[test]
 fn every_tile_gives_the_bits_of_the_twin() {
+    tiles_give_the_bits_of_the_twin(&fused());
+}
+
+/// Small shapes that reach every tile and more than one panel, so that an emulator is through with them in a minute.
+fn tiles_give_the_bits_of_the_twin(isas: &[Isa]) {
     for dtype in ALL {
         let group = dtype.info().group_elements as usize;
         let (wide, narrow) = if group == 1 { (1101, 37) } else { ((1100 / group + 1) * group, group) };
@@ -332,12 +344,34 @@ fn every_tile_gives_the_bits_of_the_twin() {
             let case = Case::new(dtype, rows, cols, batch, 31);
             for activations in [Activations::F32, Activations::Q8] {
                 let twin = case.whole(Isa::Scalar, activations);
-                for isa in fused() {
+                for &isa in isas {
                     assert_same((dtype, batch, isa), &case.whole(isa, activations), &twin);
                 }
             }
         }
     }
+}
+
+/// A test for each instruction set that many machines lack. It fails where it cannot run, so it is ignored (and shown
+/// so) until it is asked for, as `.ci/emulate` does; what this machine has, the tests above try anyway.
+#[cfg(target_arch = "x86_64")]
+macro_rules! needs {
+    ($($isa:ident, $name:ident, $what:literal;)*) => {$(
+        #[test]
+        #[ignore = $what]
+        fn $name() {
+            assert!(Isa::$isa.is_here(), $what);
+            decoding_equals_the_formula(&[Isa::$isa]);
+            extreme_integers_give_the_bits_of_the_twin(&[Isa::$isa]);
+            tiles_give_the_bits_of_the_twin(&[Isa::$isa]);
+        }
+    )*};
+}
+
+#[cfg(target_arch = "x86_64")]
+needs! {
+    Avx512, avx512_gives_the_bits_of_the_twin, "needs AVX-512 F, BW, DQ and VL";
+    Avx512Vnni, vnni_gives_the_bits_of_the_twin, "needs AVX-512 VNNI";
 }
 
 proptest! {

@@ -14,7 +14,7 @@ use core::marker::PhantomData;
 ///
 /// # Safety
 /// Every method needs AVX2, FMA and F16C; they are `inline(always)` and belong inside a function that enables these.
-pub(super) trait Source {
+pub(in super::super) trait Source {
     /// Elements of a group.
     const ELEMENTS: usize;
     /// Bytes of a group.
@@ -35,9 +35,9 @@ pub(super) trait Source {
 }
 
 /// Types of 32 elements a group, decoded in registers.
-pub(super) struct By32<Q>(PhantomData<Q>);
+pub(in super::super) struct By32<Q>(PhantomData<Q>);
 /// Types of 256 elements a group, decoded in registers.
-pub(super) struct By256<Q>(PhantomData<Q>);
+pub(in super::super) struct By256<Q>(PhantomData<Q>);
 
 /// 32 bytes as 32 floats, `offset` taken off first.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -192,17 +192,17 @@ impl<Q: Simd256> Source for By256<Q> {
 }
 
 /// IEEE single precision.
-pub(super) struct F32;
+pub(in super::super) struct F32;
 /// IEEE half precision.
-pub(super) struct F16;
+pub(in super::super) struct F16;
 /// bfloat16.
-pub(super) struct Bf16;
+pub(in super::super) struct Bf16;
 
 /// A plain float type, eight at a time.
 ///
 /// # Safety
 /// `load` needs AVX2 and F16C, and 8 elements readable at `at`, at any alignment.
-pub(super) trait Lanes {
+pub(in super::super) trait Lanes {
     const BYTES: usize;
     /// As [`Source`]'s.
     const PANEL_TOKENS_MIN: usize;
@@ -310,7 +310,7 @@ impl<L: Lanes> Source for L {
 
 /// Decodes `out.len()` elements, whole groups.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
+pub(in super::super) fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
     // SAFETY: this function has the features.
     unsafe {
         S::each(bytes, |i, eight| {
@@ -328,7 +328,7 @@ pub(super) fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
 
 /// Some rows against all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn rows<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(in super::super) fn rows<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     if x.batch() < S::PANEL_TOKENS_MIN {
         rows_direct::<S>(weights, rows, x, out);
     } else {

@@ -3,11 +3,11 @@
 //! Each keeps to the order of reduction that `scalar.rs` states, so its results equal its twin's to the bit. The
 //! functions of [`table`] are safe to call because the table is handed out only where [`available`] is true.
 
-mod f32;
+pub(super) mod f32;
 pub(in super::super) mod ops;
-mod packed;
+pub(super) mod packed;
 mod panel;
-mod q8;
+pub(super) mod q8;
 
 use super::super::blocks;
 use super::super::input::{self, Input, Kind};
@@ -53,17 +53,17 @@ const fn by256<Q: Simd256>() -> Kernels {
     Kernels { decode: decode::<By256<Q>>, f32: rows_f32::<By256<Q>>, q8: rows256::<Q> }
 }
 
-fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
+pub(super) fn decode<S: Source>(bytes: &[u8], out: &mut [f32]) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe { f32::decode::<S>(bytes, out) }
 }
 
-fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(super) fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe { f32::rows::<S>(weights, rows, x, out) }
 }
 
-fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe {
         if x.batch() < packed::TOKENS_MIN_32 || rows < packed::ROWS {
@@ -74,7 +74,7 @@ fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) 
     }
 }
 
-fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe {
         if x.batch() < packed::TOKENS_MIN_256 || rows < packed::ROWS {
@@ -99,7 +99,7 @@ pub(in super::super) fn quantise(kind: Kind, x: &[f32], record: &mut [f32]) {
 /// The sum of the lanes, in the order of `scalar::sum_lanes`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn sum_lanes(v: __m256) -> f32 {
+pub(super) fn sum_lanes(v: __m256) -> f32 {
     let halves = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let pairs = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
     _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))

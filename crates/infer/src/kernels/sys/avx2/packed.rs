@@ -22,9 +22,9 @@ const TILE: usize = 3;
 const PANEL: usize = 512;
 
 /// From this many tokens on, unpacking a 32-element type pays.
-pub(super) const TOKENS_MIN_32: usize = 8;
+pub(in super::super) const TOKENS_MIN_32: usize = 8;
 /// From this many tokens on, unpacking a 256-element type pays.
-pub(super) const TOKENS_MIN_256: usize = 5;
+pub(in super::super) const TOKENS_MIN_256: usize = 5;
 
 /// A panel and the sums of its rows.
 struct Scratch {
@@ -89,7 +89,7 @@ fn loaded(rows: &[[u8; 32]; LANES]) -> [__m256i; LANES] {
 /// Word `w` of each of eight rows becomes register `w`: lane = row.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn transpose(v: [__m256i; LANES]) -> [__m256i; LANES] {
+pub(in super::super) fn transpose(v: [__m256i; LANES]) -> [__m256i; LANES] {
     let low = |a: usize| _mm256_unpacklo_epi32(v[a], v[a + 1]);
     let high = |a: usize| _mm256_unpackhi_epi32(v[a], v[a + 1]);
     let join = |a: __m256i, b: __m256i, c: __m256i, d: __m256i| {
@@ -140,7 +140,7 @@ fn strips(
 
 /// Asks for the activations of the next tile: each token's are a stream too short for the processor to foresee.
 #[inline(always)]
-fn fetch(words: &[i32], first: usize, n: usize) {
+pub(in super::super) fn fetch(words: &[i32], first: usize, n: usize) {
     prefetch(words[first..first + n].as_ptr().cast(), 4 * n);
 }
 

@@ -10,11 +10,11 @@ use super::super::columns::Out;
 use core::arch::x86_64::*;
 
 /// Rows at once: the lanes of a register.
-pub(super) const LANES: usize = 8;
+pub(in super::super) const LANES: usize = 8;
 
 /// Eight rows, equally far apart (or one row eight times): all that is needed to find them, in few registers.
 #[derive(Clone, Copy)]
-pub(super) struct Eight {
+pub(in super::super) struct Eight {
     base: *const u8,
     stride: usize,
 }
@@ -24,13 +24,13 @@ impl Eight {
     ///
     /// # Panics
     /// If they are not there.
-    pub(super) fn rows(weights: &[u8], first: usize, row_bytes: usize) -> Self {
+    pub(in super::super) fn rows(weights: &[u8], first: usize, row_bytes: usize) -> Self {
         let rows = &weights[first * row_bytes..(first + LANES) * row_bytes];
         Self { base: rows.as_ptr(), stride: row_bytes }
     }
 
     /// `row`, eight times.
-    pub(super) fn repeat(row: &[u8]) -> Self {
+    pub(in super::super) fn repeat(row: &[u8]) -> Self {
         Self { base: row.as_ptr(), stride: 0 }
     }
 
@@ -39,7 +39,7 @@ impl Eight {
     /// # Safety
     /// `at` lies in the rows that this was made of, and `lane` is below 8.
     #[inline(always)]
-    pub(super) unsafe fn at(self, lane: usize, at: usize) -> *const u8 {
+    pub(in super::super) unsafe fn at(self, lane: usize, at: usize) -> *const u8 {
         // SAFETY: by this function's contract.
         unsafe { self.base.add(at + lane * self.stride) }
     }
@@ -49,7 +49,7 @@ impl Eight {
     /// # Safety
     /// They lie in the rows that this was made of, which outlive the result; `lane` is below 8.
     #[inline(always)]
-    pub(super) unsafe fn bytes<'a>(self, lane: usize, at: usize, bytes: usize) -> &'a [u8] {
+    pub(in super::super) unsafe fn bytes<'a>(self, lane: usize, at: usize, bytes: usize) -> &'a [u8] {
         // SAFETY: by this function's contract.
         unsafe { core::slice::from_raw_parts(self.at(lane, at), bytes) }
     }
@@ -60,7 +60,7 @@ impl Eight {
 /// # Safety
 /// The functions need AVX2; they are `inline(always)` and belong inside a function that enables it. A group has
 /// [`Group32::BYTES`] bytes.
-pub(super) trait Simd32: Group32 {
+pub(in super::super) trait Simd32: Group32 {
     /// The integers of a group: q + OFFSET, as [`Group32::unsigned`].
     unsafe fn bytes(group: &[u8]) -> __m256i;
 
@@ -80,7 +80,7 @@ pub(super) trait Simd32: Group32 {
 /// # Safety
 /// The functions need AVX2, and a group has [`Group256::BYTES`] bytes. For `products`, the group at `at` lies in the
 /// rows, and the activations have a group `g`.
-pub(super) trait Simd256: Group256 {
+pub(in super::super) trait Simd256: Group256 {
     /// Integers `32 * run..32 * run + 32` of a group.
     unsafe fn bytes(group: &[u8], run: usize) -> __m256i;
 
@@ -89,7 +89,7 @@ pub(super) trait Simd256: Group256 {
 }
 
 /// What eight rows give for one group: a lane is a row.
-pub(super) struct Products {
+pub(in super::super) struct Products {
     /// Sum of sub-scale × q × x (× (q − 32) for types that subtract 32).
     sum: __m256i,
     /// Scale of the group.
@@ -401,7 +401,7 @@ fn reduce16(v: [__m256i; 4]) -> __m256i {
 /// # Safety
 /// AVX2 and F16C; two bytes at `at` lie in the rows.
 #[inline(always)]
-pub(super) unsafe fn gather_f16(rows: Eight, at: usize) -> __m256 {
+pub(in super::super) unsafe fn gather_f16(rows: Eight, at: usize) -> __m256 {
     // SAFETY: by this function's contract.
     unsafe {
         let half = |r: usize| rows.at(r, at).cast::<i16>().read_unaligned();
@@ -411,7 +411,7 @@ pub(super) unsafe fn gather_f16(rows: Eight, at: usize) -> __m256 {
 
 /// Asks for `bytes` bytes from `at` on to be brought near; nothing happens if they are not there.
 #[inline(always)]
-pub(super) fn prefetch(at: *const u8, bytes: usize) {
+pub(in super::super) fn prefetch(at: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
         // SAFETY: a prefetch touches nothing, whatever the address; SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64 * line).cast()) };
@@ -549,7 +549,7 @@ fn strips(
 
 /// Rows of a 32-element type against all tokens, one token after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(in super::super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     let row_bytes = x.cols() / 32 * Q::BYTES;
     strips(weights, (rows, row_bytes), x, out, |strip, ahead, token| {
         // SAFETY: a row has `cols / 32` groups, as many as the token has scales.
@@ -559,7 +559,7 @@ pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mu
 
 /// Rows of a 256-element type against all tokens, one token after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
+pub(in super::super) fn rows256<Q: Simd256>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     let row_bytes = x.cols() / 256 * Q::BYTES;
     strips(weights, (rows, row_bytes), x, out, |strip, ahead, token| {
         // SAFETY: a row has `cols / 256` groups, as many as the token has scales.
