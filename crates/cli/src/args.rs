@@ -116,6 +116,9 @@ pub struct RunArgs {
     /// Write what the engine does (compute, stalls, reads, evictions, predictions) to a file, for Perfetto or Chrome
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Show the run in this terminal while it goes on, as `overspill top` does; the text is printed when it has ended
+    #[arg(long)]
+    pub top: bool,
     /// Write metrics to a file every second, in Prometheus' text format
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,

@@ -223,6 +223,51 @@ mod tests {
         assert!(find(&catalog(true), None, Some(&none)).iter().all(|pruning| pruning.kind != "duplicate"));
     }
 
+    /// A catalog of f16 tensors.
+    fn of(tensors: &[(&str, &[u64], Role)]) -> Catalog {
+        let mut builder = CatalogBuilder::new();
+        builder.file("m", 1 << 30);
+        let mut offset = 0;
+        for &(name, shape, role) in tensors {
+            let (dtype, file) = (DType::F16, FileId(0));
+            builder.tensor(RawTensor { name: name.into(), dtype, shape: shape.to_vec(), file, offset, role });
+            offset += shape.iter().product::<u64>() * 2;
+        }
+        builder.build().unwrap()
+    }
+
+    #[test]
+    fn of_the_embeddings_a_token_reads_a_row_and_of_the_head_all() {
+        // The two differ in width, so that one cannot pass for the other.
+        let catalog = of(&[("embed.weight", &[3000, 64], Role::Table), ("head.weight", &[3000, 128], Role::Matrix)]);
+        let found = find(&catalog, None, None);
+        assert_eq!((found[0].frees_bytes, found[0].reads_less_bytes), (1000 * (64 + 128) * 2, 1000 * 128 * 2));
+    }
+
+    #[test]
+    fn of_layers_alike_the_middle_one_is_named_and_experts_are_the_fewest_of_a_layer() {
+        let catalog = of(&[
+            ("layers.0.ffn_exps.weight", &[2, 64, 64], Role::Experts),
+            ("layers.1.ffn_exps.weight", &[4, 64, 64], Role::Experts),
+            ("layers.2.ffn_exps.weight", &[4, 64, 64], Role::Experts),
+            ("layers.3.ffn_exps.weight", &[4, 64, 64], Role::Experts),
+        ]);
+        let found = find(&catalog, None, None);
+        let of = |kind: &str| found.iter().find(|pruning| pruning.kind == kind).unwrap();
+        assert_eq!(of("layer").what, "one layer of 4, such as 2", "the middle of the three that weigh most");
+        assert_eq!((of("expert").of, of("expert").frees_bytes), (2, 4 * 64 * 64 * 2));
+    }
+
+    #[test]
+    fn one_of_each_group_of_copies_stays() {
+        let group = |names: &[&str]| Group { tensors: names.iter().map(|&name| name.into()).collect(), bytes: 8 };
+        let groups = vec![group(&["a", "b", "c"]), group(&["d", "e"])];
+        let duplicates = Duplicates { groups, wasted_bytes: 24, read_bytes: 0 };
+        let found = find(&catalog(true), None, Some(&duplicates));
+        let copies = found.iter().find(|pruning| pruning.kind == "duplicate").unwrap();
+        assert_eq!((copies.of, copies.what.as_str()), (3, "copies of tensors"));
+    }
+
     #[test]
     fn a_model_without_layers_has_none_to_leave_out() {
         let mut builder = CatalogBuilder::new();

@@ -5,6 +5,7 @@ use crate::errors::{Kind, Outcome, stop};
 use crate::report;
 use clap::ValueEnum;
 use std::io::stderr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -43,6 +44,14 @@ impl LogLevel {
     }
 }
 
+/// Whether something is told.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Whether something is told on standard error from time to time.
+pub fn is_told() -> bool {
+    TOLD.load(Ordering::Relaxed)
+}
+
 /// Tells from now on what the option, or the variable, asks for.
 ///
 /// # Errors
@@ -67,6 +76,7 @@ pub fn install(asked: Option<LogLevel>) -> Outcome {
     // Nothing else in this program installs one, and this is done once.
     let installed = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
     debug_assert!(installed.is_ok());
+    TOLD.store(true, Ordering::Relaxed);
     Ok(())
 }
 

@@ -32,6 +32,11 @@ pub fn spinner(what: &str) -> ProgressBar {
     spinner
 }
 
+/// What shows nothing, where something else has the terminal.
+pub fn none() -> ProgressBar {
+    ProgressBar::hidden()
+}
+
 fn bar(total: u64, what: &str, style: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what.to_owned())

@@ -4,6 +4,7 @@ use crate::errors::{Kind, Outcome, stdout_failed, stop};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 /// Writes text to standard output, at once.
 pub fn print(text: &str) -> Outcome {
@@ -19,9 +20,42 @@ pub fn print_json(value: &impl Serialize) -> Outcome {
     print(&text)
 }
 
+/// Lines that wait for the terminal, while a view has it.
+static HELD: Mutex<Option<Vec<String>>> = Mutex::new(None);
+
 /// Writes a line to standard error. If nobody reads that, nobody is missed.
 pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    match held.as_mut() {
+        Some(lines) => lines.push(text.to_owned()),
+        None => {
+            let _ = writeln!(std::io::stderr().lock(), "{text}");
+        }
+    }
+}
+
+/// Keeps lines back from now on, until [`release_notes`].
+pub fn hold_notes() {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
+}
+
+/// Writes the lines that were kept back.
+pub fn release_notes() {
+    let lines = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    lines.into_iter().flatten().for_each(|line| note(&line));
+}
+
+/// Whether standard output is a file, which text goes to at once whatever the terminal shows.
+pub fn stdout_is_file() -> bool {
+    #[cfg(unix)]
+    {
+        let found = rustix::fs::fstat(std::io::stdout());
+        found.is_ok_and(|found| rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::RegularFile)
+    }
+    #[cfg(not(unix))]
+    {
+        false
+    }
 }
 
 /// Whether colour is wanted on a stream: a terminal, and no `NO_COLOR` with a value.

@@ -10,6 +10,7 @@ use crate::errors::{Kind, Outcome, Stop, stop};
 use crate::execute::{self, Run, Settings, Setup};
 use crate::prompt::Prompt;
 use crate::summary::{Measured, Summary};
+use crate::top::live::Live;
 use crate::trace::Trace;
 use crate::watch::Watch;
 use crate::{interrupt, limit, progress, report, routing, sampling, smallest};
@@ -42,6 +43,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     if let Some(path) = &args.metrics {
         Watch::check(path)?;
     }
+    let top = args.top.then(Live::check).transpose()?;
     interrupt::install();
     let changes = Changes::start(&args.placement);
     let spinner = progress::spinner("opening the model");
@@ -64,7 +66,8 @@ pub fn run(args: &RunArgs) -> Outcome {
     session.record_routing(routing_file.is_some());
     let opened = begin.elapsed();
 
-    let mut output = Output::new(args, &prompt);
+    let view = top.map(|stream| Live::start(stream, watch.observer())).transpose()?;
+    let mut output = Output::new(args, &prompt, view);
     let outcome = generate(args, &prompt, sampling, &runtime, &mut session, &mut output, (&watch, changes));
     if let Some(trace) = trace {
         trace.finish()?;
@@ -142,7 +145,9 @@ fn generate(
         changes.look(runtime.engine())
     });
     output.clear_progress();
-    run
+    let closed = output.close_view();
+    let run = run?;
+    closed.map(|()| run)
 }
 
 /// Standard output while tokens come.
@@ -154,18 +159,24 @@ struct Output<'a> {
     tokens: Vec<u32>,
     ends_line: bool,
     progress: indicatif::ProgressBar,
+    view: Option<Live>,
+    /// Text that waits for the view's end: on a terminal, or a pipe that may lead to one.
+    held: Option<String>,
 }
 
 impl<'a> Output<'a> {
-    fn new(args: &RunArgs, prompt: &'a Prompt) -> Self {
+    fn new(args: &RunArgs, prompt: &'a Prompt, view: Option<Live>) -> Self {
         let reading = format!("reading {} tokens of prompt", prompt.tokens.len());
+        let held = (view.is_some() && !report::stdout_is_file()).then(String::new);
         Self {
             stream: prompt.stream(),
             prompt,
             json: args.json,
             tokens: Vec::new(),
             ends_line: true,
-            progress: progress::spinner(&reading),
+            progress: if view.is_some() { progress::none() } else { progress::spinner(&reading) },
+            view,
+            held,
         }
     }
 
@@ -175,7 +186,10 @@ impl<'a> Output<'a> {
 
     fn token(&mut self, token: u32) -> Outcome {
         self.tokens.push(token);
-        if self.json {
+        if self.view.as_ref().is_some_and(Live::is_closed) {
+            self.close_view()?;
+        }
+        if self.json && self.view.is_none() {
             self.progress.set_message(format!("{} tokens", self.tokens.len()));
             return Ok(());
         }
@@ -187,7 +201,19 @@ impl<'a> Output<'a> {
             None if self.tokens.len() == 1 => token.to_string(),
             None => format!(",{token}"),
         };
-        self.write(&text)
+        if let Some(view) = &self.view {
+            view.push(&text);
+        }
+        if self.json { Ok(()) } else { self.write(&text) }
+    }
+
+    /// Gives the terminal back, and writes what has waited for that.
+    fn close_view(&mut self) -> Outcome {
+        self.view = None;
+        match self.held.take() {
+            Some(text) => self.write(&text),
+            None => Ok(()),
+        }
     }
 
     fn write(&mut self, text: &str) -> Outcome {
@@ -195,6 +221,10 @@ impl<'a> Output<'a> {
             return Ok(());
         }
         self.ends_line = text.ends_with('\n');
+        if let Some(held) = &mut self.held {
+            held.push_str(text);
+            return Ok(());
+        }
         report::print(text)
     }
 

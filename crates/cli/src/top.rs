@@ -1,14 +1,17 @@
 //! `overspill top`: a run as it goes on, in a terminal. It reads the status file that the run writes (see
 //! [`crate::status`]), so it can watch any run of the same user and costs the run nothing.
 
+pub mod live;
+pub mod screen;
+mod story;
 mod view;
 
 use crate::args::TopArgs;
 use crate::errors::{Kind, Outcome, Stop, stop};
 use crate::report;
 use crate::status::{self, Status};
-use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use screen::{Screen, Stream};
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -28,9 +31,9 @@ pub fn top(args: &TopArgs) -> Outcome {
         return Err(stop(Kind::Usage, "top draws on a terminal, and standard output is none; use --json there"));
     }
     let first = status::read(&path).map_err(|error| unreadable(&path, &error))?;
-    let mut terminal = ratatui::try_init().map_err(|error| terminal_failed(&error))?;
-    let ended = watch(&mut terminal, path, first, Duration::from_secs_f64(args.interval.0));
-    ratatui::try_restore().map_err(|error| terminal_failed(&error))?;
+    let mut screen = Screen::open(Stream::Stdout).map_err(|error| terminal_failed(&error))?;
+    let ended = watch(&mut screen, path, first, Duration::from_secs_f64(args.interval.0));
+    drop(screen);
     ended.map_err(|error| terminal_failed(&error)).map(|last| report::note(&last))
 }
 
@@ -81,7 +84,7 @@ fn find(target: Option<&str>) -> Outcome<PathBuf> {
 }
 
 /// Draws until the end; what to say then.
-fn watch(terminal: &mut DefaultTerminal, mut path: PathBuf, first: Status, interval: Duration) -> io::Result<String> {
+fn watch(screen: &mut Screen, mut path: PathBuf, first: Status, interval: Duration) -> io::Result<String> {
     let mut view = View::new(first);
     let mut next = Instant::now();
     loop {
@@ -95,7 +98,7 @@ fn watch(terminal: &mut DefaultTerminal, mut path: PathBuf, first: Status, inter
             }
             next = Instant::now() + interval;
         }
-        terminal.draw(|frame| view.draw(frame))?;
+        screen.draw(|frame| view.draw(frame))?;
         if !event::poll(next.saturating_duration_since(Instant::now()))? {
             continue;
         }

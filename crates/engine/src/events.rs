@@ -21,7 +21,7 @@ pub enum Event {
         block: BlockId,
         /// Into which tier.
         tier: TierId,
-        /// Bytes that came from the disk, padding included; 0 if it failed.
+        /// Bytes that came from the disk, padding included; 0 if it failed or was given up.
         bytes: u64,
         /// Whether nobody waited for it when it began.
         speculative: bool,

@@ -152,6 +152,68 @@ mod tests {
         assert!(!render(&stats(&["host"])).contains("wire=\"bus\""), "no bus without a GPU");
     }
 
+    /// Each figure is a number of its own here, so that none can stand for another.
+    #[test]
+    fn each_figure_is_told_under_its_own_name() {
+        let mut stats = stats(&["gpu0", "host"]);
+        for (tier, base) in stats.tiers.iter_mut().zip([100, 200]) {
+            tier.budget_bytes = base + 1;
+            (tier.budget_bytes_max, tier.reserved_peak_bytes) = (base + 90, base + 91);
+            (tier.peak_bytes, tier.reserved_bytes, tier.hits, tier.misses) = (base + 3, base + 4, base + 7, base + 8);
+            tier.blocks = TierStats {
+                budget_bytes: base + 92,
+                used_bytes: base + 2,
+                free_bytes: base + 93,
+                peak_bytes: base + 94,
+                ring_bytes: base + 5,
+                kept_blocks: base + 6,
+                loads: base + 9,
+                evictions: base + 10,
+                wasted: base + 11,
+            };
+        }
+        stats.disk =
+            DiskStats { read_bytes: 31, padding_bytes: 32, reads: 33, gathered_bytes: 34, busy_ns: 3_500_000_000 };
+        stats.bus = BusStats { uploaded_bytes: 41, uploads: 42, busy_ns: 4_250_000_000 };
+        let page = render(&stats);
+        let families = [
+            "tier_budget_bytes",
+            "tier_used_bytes",
+            "tier_peak_bytes",
+            "tier_reserved_bytes",
+            "tier_ring_bytes",
+            "tier_kept_blocks",
+            "tier_hits_total",
+            "tier_misses_total",
+            "tier_loads_total",
+            "tier_evictions_total",
+            "tier_wasted_loads_total",
+        ];
+        let mut wanted = Vec::new();
+        for (number, family) in families.iter().enumerate() {
+            for (label, base) in [("gpu0", 100), ("host", 200)] {
+                wanted.push(format!("overspill_{family}{{tier=\"{label}\"}} {}", base + number + 1));
+            }
+        }
+        for (family, disk, bus) in [
+            ("wire_bytes_total", "31", "41"),
+            ("wire_transfers_total", "33", "42"),
+            ("wire_busy_seconds_total", "3.5", "4.25"),
+        ] {
+            wanted.push(format!("overspill_{family}{{wire=\"disk\"}} {disk}"));
+            wanted.push(format!("overspill_{family}{{wire=\"bus\"}} {bus}"));
+        }
+        wanted.extend(
+            ["disk_padding_bytes_total 32", "gathered_bytes_total 34", "stall_seconds_total 0.25", "mapped_bytes 64"]
+                .map(|rest| format!("overspill_{rest}")),
+        );
+        for line in &wanted {
+            assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
+        }
+        let samples = page.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples, wanted.len() + 2, "huge pages and the policy, and nothing that is not asked for here");
+    }
+
     #[test]
     fn the_format_s_rules_hold() {
         let page = render(&stats(&["gpu0", "host"]));

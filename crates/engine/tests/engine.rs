@@ -85,6 +85,85 @@ fn schedule(engine: &Engine, matrices: &[TensorId], smalls: &[TensorId]) -> Sche
     Schedule { label: "test".into(), cyclic: true, steps: steps.collect(), standing }
 }
 
+/// What is told adds up to what is counted, and each block's story makes sense: read before it goes, gone before it is
+/// read again.
+#[test]
+fn events_tell_what_the_figures_count() {
+    use overspill::Event;
+    for prefetch in [Prefetch::Off, Prefetch::Auto] {
+        let (fixture, engine, matrices, smalls) = small_engine(Engine::builder().prefetch(prefetch), 30.0);
+        let schedule = engine.register(schedule(&engine, &matrices, &smalls)).unwrap();
+        let mut sequence = engine.sequence(schedule, "test").unwrap();
+        let events = engine.subscribe();
+        let before = engine.stats().unwrap();
+        for _ in 0..3 {
+            check_pass(&engine, &fixture, &mut sequence).unwrap();
+        }
+        let chosen = sequence.schedule().steps[1].blocks.clone();
+        sequence.expect(StepId(1), &chosen, 0.25).unwrap();
+        let steps = sequence.schedule().steps.clone();
+        let host = engine.compute_tier();
+        drop(sequence);
+        // What was under way is told when it ends, and counted before it is told.
+        let (mut told, mut batch) = (Vec::new(), Vec::new());
+        let after = loop {
+            let quiet = engine.stats().unwrap();
+            assert!(events.take(&mut batch, Duration::from_millis(100)));
+            told.append(&mut batch);
+            let now = engine.stats().unwrap();
+            if now.disk.reads == quiet.disk.reads && now.tiers[0].blocks.evictions == quiet.tiers[0].blocks.evictions {
+                break now;
+            }
+        };
+        assert_eq!(events.missed(), 0);
+        let (mut read_bytes, mut evictions, mut stalled_ns, mut ahead) = (0, 0, 0, 0);
+        let mut present = std::collections::BTreeMap::new();
+        let (mut next_step, mut expected, mut latest_ns) = (0, 0, 0);
+        for event in &told {
+            match *event {
+                // Given up, since what is needed sooner wanted the room.
+                Event::Read { bytes: 0, speculative, .. } => assert!(speculative, "{event:?}"),
+                Event::Read { from_ns, at_ns, block, tier, bytes, speculative } => {
+                    assert!(from_ns < at_ns && tier == host, "{event:?}");
+                    assert_ne!(present.insert(block, true), Some(true), "{block} was there");
+                    let payload: u64 = engine.catalog().parts(block).iter().map(|part| part.bytes).sum();
+                    assert!((payload..payload + (64 << 10)).contains(&bytes), "{block}: {bytes} of {payload}");
+                    read_bytes += bytes;
+                    ahead += u64::from(speculative);
+                }
+                Event::Evicted { at_ns, block, tier } => {
+                    assert!(at_ns > 0 && tier == host);
+                    assert_ne!(present.insert(block, false), Some(false), "{block} was gone");
+                    evictions += 1;
+                }
+                Event::Stalled { ns, blocks, at_ns } => {
+                    assert!(ns > 0 && at_ns >= ns && (1..=2).contains(&blocks), "{event:?}");
+                    stalled_ns += ns;
+                }
+                Event::Step { from_ns, at_ns, step, blocks, .. } => {
+                    assert_eq!(step.index(), next_step % steps.len());
+                    assert_eq!(blocks, steps[step.index()].blocks.len());
+                    assert!(from_ns <= at_ns && from_ns >= latest_ns, "steps follow one another");
+                    (next_step, latest_ns) = (next_step + 1, at_ns);
+                }
+                Event::Expected { step, blocks, probability_milli, .. } => {
+                    assert_eq!((step, blocks, probability_milli), (StepId(1), chosen.len(), 250));
+                    expected += 1;
+                }
+                _ => panic!("without a GPU nothing is uploaded: {event:?}"),
+            }
+        }
+        assert_eq!((next_step, expected), (3 * steps.len(), 1));
+        assert_eq!(read_bytes, after.disk.read_bytes - before.disk.read_bytes);
+        assert_eq!(evictions, after.tiers[0].blocks.evictions - before.tiers[0].blocks.evictions);
+        assert_eq!(stalled_ns, after.stall_ns - before.stall_ns);
+        assert!(evictions > 0 && stalled_ns > 0);
+        assert_eq!(ahead > 0, prefetch == Prefetch::Auto, "{ahead} of the reads were not waited for");
+        drop(engine);
+        assert!(!events.take(&mut batch, Duration::from_secs(60)), "without an engine this is the last");
+    }
+}
+
 /// Walks all matrices and compares every byte.
 fn check_pass(engine: &Engine, fixture: &Fixture, sequence: &mut overspill::Sequence) -> Result<(), Error> {
     let steps = sequence.schedule().steps.len();

@@ -1,6 +1,7 @@
 //! What `top` draws: rates between two looks at a run's counters, gauges of tiers and wires, and a map of which layers
 //! are where.
 
+use super::story::Story;
 use crate::sizes::human_bytes;
 use crate::status::{LayerStatus, Status};
 use ratatui::Frame;
@@ -19,6 +20,8 @@ pub struct View {
     best: Vec<f64>,
     /// Tokens a second, in hundredths, the latest last.
     history: VecDeque<u64>,
+    /// What keys do.
+    keys: &'static str,
 }
 
 /// Rates kept for the line of history.
@@ -32,7 +35,12 @@ impl View {
     /// A run at the first look.
     pub fn new(now: Status) -> Self {
         let best = vec![0.0; now.wires.len()];
-        Self { now, before: None, best, history: VecDeque::new() }
+        Self { now, before: None, best, history: VecDeque::new(), keys: "q quits, Tab goes to the next run" }
+    }
+
+    /// A run of the process that draws.
+    pub fn of_this_process(now: Status) -> Self {
+        Self { keys: "q closes this view, Ctrl-C ends the run", ..Self::new(now) }
     }
 
     /// The next look. One that is no news changes nothing.
@@ -107,6 +115,10 @@ impl View {
 
     /// Draws all.
     pub fn draw(&self, frame: &mut Frame<'_>) {
+        self.draw_in(frame, frame.area());
+    }
+
+    fn draw_in(&self, frame: &mut Frame<'_>, area: Rect) {
         let gauges = (self.now.tiers.len() + self.now.wires.len()) as u16;
         let areas = Layout::vertical([
             Constraint::Length(2),
@@ -114,12 +126,65 @@ impl View {
             Constraint::Length(4),
             Constraint::Min(3),
         ])
-        .split(frame.area());
+        .split(area);
         let [head, gauges, speed, map] = areas.as_ref() else { return };
         self.head(frame, *head);
         self.gauges(frame, *gauges);
         self.speed(frame, *speed);
         self.map(frame, *map);
+    }
+
+    /// Draws all, and the text that the run generates: beside the rest where that is wide enough, else below it. Of a
+    /// small terminal the text gets the most.
+    pub fn draw_with(&self, frame: &mut Frame<'_>, story: &Story) {
+        const WIDE: u16 = 130;
+        let area = frame.area();
+        if area.width >= WIDE {
+            let halves = Layout::horizontal([Constraint::Percentage(55), Constraint::Percentage(45)]).split(area);
+            let [left, right] = halves.as_ref() else { return };
+            self.draw_in(frame, *left);
+            return tell(frame, *right, story);
+        }
+        let heights = self.heights(area);
+        let areas = Layout::vertical(heights.map(Constraint::Length)).split(area);
+        let [head, gauges, map, speed, text] = areas.as_ref() else { return };
+        self.head(frame, *head);
+        for (area, draw) in
+            [(gauges, Self::gauges as fn(&Self, &mut Frame<'_>, Rect)), (map, Self::map), (speed, Self::speed)]
+        {
+            if area.height > 0 {
+                draw(self, frame, *area);
+            }
+        }
+        tell(frame, *text, story);
+    }
+
+    /// Lines for the head, the gauges, the map, the history and the text. What does not fit beside a third for the text
+    /// is left out.
+    fn heights(&self, area: Rect) -> [u16; 5] {
+        const SPEED: u16 = 4;
+        let head = area.height.min(2);
+        let mut left = area.height - head;
+        let text_min = (area.height / 3).max(4);
+        let mut take = |wanted: u16, least: u16| {
+            let taken = wanted.min(left.saturating_sub(text_min));
+            let taken = if taken < least { 0 } else { taken };
+            left -= taken;
+            taken
+        };
+        let gauges = (self.now.tiers.len() + self.now.wires.len()) as u16 + 3;
+        let gauges = take(gauges, gauges);
+        let (_, columns) = self.columns(area.width.saturating_sub(2));
+        let rows = self.now.layers.len().div_ceil(columns) as u16;
+        let map = take(rows.saturating_add(2), 3);
+        let speed = take(SPEED, SPEED);
+        [head, gauges, map, speed, left]
+    }
+
+    /// How wide a layer's cell is, and how many go beside one another.
+    fn columns(&self, width: u16) -> (usize, usize) {
+        let cell = self.now.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(1) + 3;
+        (cell, (usize::from(width) / cell).max(1))
     }
 
     fn head(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -132,12 +197,13 @@ impl View {
             first.push(Span::styled(late, Style::new().fg(Color::Red)));
         }
         let second = format!(
-            "{:.1} s, {} tokens, {:.1} tokens/s   {}, {}   q quits, Tab goes to the next run",
+            "{:.1} s, {} tokens, {:.1} tokens/s   {}, {}   {}",
             self.now.elapsed_ms as f64 / 1000.0,
             self.now.tokens,
             self.tokens_per_s(),
             self.now.evict,
-            self.now.io
+            self.now.io,
+            self.keys
         );
         frame.render_widget(Paragraph::new(vec![Line::from(first), Line::raw(second)]), area);
     }
@@ -213,8 +279,7 @@ impl View {
         let block = Block::bordered().title(Line::from(title));
         let inner = block.inner(area);
         frame.render_widget(block, area);
-        let width = self.now.layers.iter().map(|layer| layer.name.len()).max().unwrap_or(1) + 3;
-        let columns = (usize::from(inner.width) / width).max(1);
+        let (width, columns) = self.columns(inner.width);
         let rows = self
             .now
             .layers
@@ -222,6 +287,15 @@ impl View {
             .map(|layers| Line::from(layers.iter().flat_map(|layer| cell(layer, width)).collect::<Vec<_>>()));
         frame.render_widget(Paragraph::new(rows.collect::<Vec<_>>()), inner);
     }
+}
+
+/// The end of a text, in a frame where there is room for one.
+fn tell(frame: &mut Frame<'_>, area: Rect, story: &Story) {
+    let block = if area.height > 2 { Block::bordered().title(" text ") } else { Block::new() };
+    let inner = block.inner(area);
+    let lines: Vec<Line<'_>> = story.tail(inner.width, inner.height).into_iter().map(Line::raw).collect();
+    frame.render_widget(block, area);
+    frame.render_widget(Paragraph::new(lines), inner);
 }
 
 /// A layer's name and its mark.
@@ -325,6 +399,48 @@ mod tests {
     fn layers_show_how_much_of_them_is_where() {
         let text = drawn(&View::new(status(1)), 90, 24);
         assert!(text.contains("0 █ 1 █ 2 ▄ 3 ·"), "{text}");
+    }
+
+    fn told(view: &View, width: u16, height: u16) -> String {
+        let mut story = Story::default();
+        story.push("Once upon a time there was a fox.\nIt was red");
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| view.draw_with(frame, &story)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn the_text_is_shown_with_all_the_rest_where_there_is_room() {
+        for (width, height) in [(80, 30), (140, 24)] {
+            let text = told(&View::of_this_process(status(1)), width, height);
+            for words in [
+                "models/a",
+                "It was red",
+                "there was a fox.",
+                "hits  75.0 %",
+                "0 █ 1 █ 2 ▄ 3 ·",
+                "tokens/s ─",
+                "Ctrl-C",
+            ] {
+                assert!(text.contains(words), "'{words}' is not in:\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_small_terminal_the_text_has_the_most() {
+        let view = View::of_this_process(status(1));
+        for height in 3..30 {
+            let text = told(&view, 60, height);
+            assert!(text.contains("It was red") && text.contains("models/a"), "{height}:\n{text}");
+            assert_eq!(view.heights(Rect::new(0, 0, 60, height)).iter().sum::<u16>(), height);
+        }
+        let low = told(&view, 60, 8);
+        assert!(!low.contains("tiers") && !low.contains("layers"), "nothing is drawn by half:\n{low}");
+        for (width, height) in [(1, 1), (1, 40), (200, 1), (5, 5)] {
+            told(&view, width, height);
+            told(&View::of_this_process(Status::default()), width, height);
+        }
     }
 
     #[test]
