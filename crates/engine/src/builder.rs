@@ -245,12 +245,13 @@ impl EngineBuilder {
         #[cfg(feature = "gpu")]
         let gpus = crate::gpu::Gpus::start(self.gpu.as_ref(), &shared, &catalog, plan[0].slots_per_slab)?;
         let in_flight = self.in_flight(&catalog, &files);
+        let slots_of_all: u64 = catalog.blocks().iter().map(|block| u64::from(block.slots)).sum();
         let driver = Driver {
             brain,
             shared: Arc::clone(&shared),
             reader: BlockReader::new(Arc::clone(&catalog), Arc::clone(&shared), storage, in_flight),
             backing: Backing::start(&pool),
-            slots_of_all: catalog.blocks().iter().map(|block| u64::from(block.slots)).sum(),
+            slots_of_all,
             pool: Arc::clone(&pool),
             host,
             slots_per_slab: plan[host.index()].slots_per_slab,
@@ -260,7 +261,9 @@ impl EngineBuilder {
             under_way: HashMap::with_capacity(2 * in_flight),
             failed: None,
             disk_busy: Default::default(),
-            window: (!window_is_set).then(|| Window::new(self.window(&catalog, &files), files.wires())),
+            // Where all blocks fit into it, it need not grow: planning anew allocates.
+            window: (!window_is_set && slots_of_all * catalog.slot_bytes() > self.window(&catalog, &files))
+                .then(|| Window::new(self.window(&catalog, &files), files.wires())),
             #[cfg(feature = "gpu")]
             bus_busy: Default::default(),
         };
