@@ -33,7 +33,9 @@ SHAPES = {
 DTYPES = ("f16", "q8_0", "q4_0")
 BUDGETS = (25, 50, 75, 100)
 PROMPT = 64
-# Profiles taken before and after a run, whose disks or memories differ by more, make it worthless.
+# Prompts before the one that counts. Plans are for memories that have seen every expert; one prompt shows them few.
+REHEARSALS = {"dense": 1, "mixture": 8}
+# Profiles taken before and after a run, whose disks differ by more, make it worthless.
 APART_MAX = 1.10
 TRIES = 4
 # The kernel's throttle counts bytes in slices of so long: what a pause leaves of a slice is made good for.
@@ -50,25 +52,18 @@ class Case:
     def name(self):
         return f"{self.shape}-{self.dtype}-{self.budget}"
 
-    @property
-    def new(self):
-        """Tokens to generate: a dense model's passes are alike; a mixture's differ, and its memory needs time to settle."""
+    def new(self, wire):
+        """Tokens to generate: a dense model's passes are alike, and take seconds where the disk is throttled; a mixture's
+        differ, and its memory needs time to settle."""
         if self.shape == "mixture":
             return 129 if self.budget == 25 else 257
-        return 9 if self.budget < 100 else 33
+        return 9 if wire is not None and self.budget < 100 else 33
 
-    @property
-    def repetitions(self):
-        """The median counts. What the disk binds for many seconds needs no more than one."""
-        if self.shape == "mixture":
-            return 1 if self.budget == 25 else 3
-        return 1 if self.dtype == "f16" and self.budget < 100 else 3
-
-    @property
-    def rehearsed(self):
-        """Whether the prompt is taken in once before it counts. A mixture would know the experts of this very prompt then,
-        where a plan is for another one: its first prompt counts, from empty memories."""
-        return self.shape == "dense"
+    def rounds(self, wire):
+        """How often it is run, with the machine measured before, between and after. What a throttled disk binds for many
+        seconds needs no more than one."""
+        long = self.budget == 25 if self.shape == "mixture" else self.dtype == "f16" and self.budget < 100
+        return 1 if wire is not None and long else 3
 
 
 CASES = [Case(shape, dtype, budget) for shape in SHAPES for dtype in DTYPES for budget in BUDGETS]
@@ -144,14 +139,14 @@ class Bench:
             self.ask("synth", "--config", config, "--dtype", case.dtype, "--format", "gguf", "-o", path)
         return path
 
-    def routing(self, case, model):
+    def routing(self, case, model, new):
         """How this model's routers choose on the benchmark's prompt: the same on every budget, as the answers are."""
         if case.shape == "dense":
             return "uniform"
-        path = self.work / f"{case.shape}-{case.dtype}-{case.new}.csv"
+        path = self.work / f"{case.shape}-{case.dtype}-{new}.csv"
         if not path.exists():
             ids = ",".join(map(str, prompt(PROMPT, SHAPES[case.shape]["vocab_size"])))
-            self.ask("run", model, "--device", "cpu", "--prompt-ids", ids, "-n", case.new,
+            self.ask("run", model, "--device", "cpu", "--prompt-ids", ids, "-n", new,
                      "--record-routing", path, "--json")
         return path
 
@@ -164,20 +159,16 @@ class Bench:
         path.write_text(text)
         return path
 
-    def plan(self, case, model, routing, profile):
+    def plan(self, case, model, routing, profile, new):
         answer = self.ask("plan", model, "--hardware", profile, "--device", "cpu", "--ram", f"{case.budget}%",
-                          "--ctx", PROMPT + case.new, "--chunk", PROMPT, "--routing", routing, "--json")
+                          "--ctx", PROMPT + new, "--chunk", PROMPT, "--routing", routing, "--json")
         plan = json.loads(answer)
         keys = ("tokens_per_s", "bound_by", "disk_bytes", "hit_rate", "compute_s", "stall_s", "first_pass_s")
-        answer = {phase: {key: plan[phase][key] for key in keys} for phase in ("decode", "prefill")}
-        if not case.rehearsed:
-            answer["prefill"]["tokens_per_s"] = PROMPT / plan["prefill"]["first_pass_s"]
-        return answer
+        return {phase: {key: plan[phase][key] for key in keys} for phase in ("decode", "prefill")}
 
-    def run(self, case, model, group):
+    def run(self, case, model, group, new):
         answer = self.ask("bench", model, "--device", "cpu", "--ram", f"{case.budget}%", "--prompt-tokens", PROMPT,
-                          "-n", case.new, "-r", case.repetitions, "-o", "json", "--probe-seconds", 1,
-                          *["--rehearse"] * case.rehearsed, group=group)
+                          "-n", new, "-r", 1, "-o", "json", "--probe-seconds", 0.1, f"--rehearse={REHEARSALS[case.shape]}", group=group)
         found = json.loads(answer)
         row = found["rows"][0]
         if row["failed"]:
@@ -186,27 +177,30 @@ class Bench:
             "decode_tokens_per_s": row["decode"]["median"], "prefill_tokens_per_s": row["prefill"]["median"],
             "read_bytes_per_token": row["read_bytes_per_token"], "hit_share": row["hit_share"],
             "compute_s": row["compute_s"], "stall_s": row["stall_s"],
-            "ceilings": [{key: c[key] for key in ("when", "disk_bytes_per_s", "ram_bytes_per_s")}
-                         for c in found["ceilings"]],
         }
 
     def measure(self, case, wire):
         model = self.model(case)
-        routing = self.routing(case, model)
+        new = case.new(wire)
+        routing = self.routing(case, model, new)
         limits.drop_cache([model])
         group = limits.Group(None, self.device, wire)
         try:
-            before = self.profile(model, "before", group, wire)
-            run = self.run(case, model, group)
-            after = self.profile(model, "after", group, wire)
+            profiles, runs = [self.profile(model, "profile-0", group, wire)], []
+            for number in range(1, case.rounds(wire) + 1):
+                runs.append(self.run(case, model, group, new))
+                profiles.append(self.profile(model, f"profile-{number}", group, wire))
         finally:
             group.close()
-        rates = [rates_of(path) for path in (before, after)]
-        disks = [rate["disk"] for rate in rates]
-        plans = [self.plan(case, model, routing, path) for path in (before, after)]
+        rates = [rates_of(path) for path in profiles]
+        plans = [self.plan(case, model, routing, path, new) for path in profiles]
+        for number, run in enumerate(runs):
+            disks = [rate["disk"] for rate in rates[number : number + 2]]
+            run["valid"] = max(disks) <= APART_MAX * min(disks)
         line = {
-            "case": case.name, "wire": wire, "new": case.new, "valid": max(disks) <= APART_MAX * min(disks),
-            "profiles": rates, "plans": plans, "run": run, "at": time.strftime("%Y-%m-%d %H:%M"),
+            "case": case.name, "wire": wire, "new": new, "valid": any(run["valid"] for run in runs),
+            "profiles": rates, "plans": plans, "runs": runs,
+            "at": time.strftime("%Y-%m-%d %H:%M"),
         }
         with self.log.open("a") as log:
             log.write(json.dumps(line) + "\n")
@@ -247,9 +241,15 @@ def wire_name(wire):
 
 
 def pair(line, phase):
-    """Tokens per second: planned (the mean of what the profiles before and after the run give), and measured."""
-    planned = [plan[phase]["tokens_per_s"] for plan in line["plans"]]
-    return len(planned) / sum(1 / value for value in planned), line["run"][f"{phase}_tokens_per_s"]
+    """Tokens per second: planned (the mean of what the profiles before and after a run give), and measured; medians of
+    the runs that are not thrown away."""
+    of_phase = lambda plan: plan[phase]["tokens_per_s"]  # noqa: E731
+    pairs = [
+        (statistics.harmonic_mean([of_phase(plan) for plan in line["plans"][number : number + 2]]),
+         run[f"{phase}_tokens_per_s"])
+        for number, run in enumerate(line["runs"]) if run["valid"] or not line["valid"]
+    ]
+    return tuple(statistics.median(column) for column in zip(*pairs))
 
 
 def report(options, lines):
@@ -267,15 +267,17 @@ def report(options, lines):
             if values:
                 text.append(f"- {name}: {len(values)} figures, median error {statistics.median(values):.1%}, "
                             f"worst {max(values):.1%}")
-        thrown = len(of_wire) - len(valid)
-        text += [f"- {thrown} runs thrown away since the disk's speed before and after differed by more than "
+        runs = [run for line in of_wire for run in line["runs"]]
+        thrown = sum(not run["valid"] for run in runs)
+        text += [f"- {thrown} of {len(runs)} runs thrown away since the disk's speed before and after differed by more than "
                  f"{APART_MAX - 1:.0%}", ""]
         text += ["| configuration | disk GB/s | memory GB/s | TFLOP/s | decode planned | measured | error | binds "
                  "| prompt planned | measured | error | binds |",
                  "| --- |" + " ---: |" * 6 + " --- |" + " ---: |" * 3 + " --- |"]
         for line in valid:
-            both_of = lambda key, digits: " – ".join(f"{rate[key]:.{digits}f}" for rate in line["profiles"])  # noqa: E731
-            cells = [line["case"] + " %", both_of("disk", 3), both_of("memory", 1), both_of("tflops", 3)]
+            range_of = lambda key, digits: " – ".join(  # noqa: E731
+                f"{end(rate[key] for rate in line['profiles']):.{digits}f}" for end in (min, max))
+            cells = [line["case"] + " %", range_of("disk", 3), range_of("memory", 1), range_of("tflops", 3)]
             for phase in ("decode", "prefill"):
                 planned, measured = pair(line, phase)
                 cells += [f"{planned:.2f}", f"{measured:.2f}", f"{planned / measured - 1:+.1%}",

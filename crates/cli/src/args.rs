@@ -173,6 +173,9 @@ pub struct BenchArgs {
     /// Precision of activations that meet quantised weights on a CPU
     #[arg(long, value_enum, default_value_t = ActivationsArg::Q8)]
     pub activations: ActivationsArg,
+    /// Whether weights in host memory lie in huge pages; auto takes them where the system allows it
+    #[arg(long, value_enum, default_value_t = HugePagesArg::Auto)]
+    pub huge_pages: HugePagesArg,
     /// How often each configuration is run
     #[arg(long, short = 'r', value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub repetitions: u64,
@@ -182,9 +185,10 @@ pub struct BenchArgs {
     /// Drop the models' files from the page cache before each run
     #[arg(long)]
     pub cold: bool,
-    /// Take the prompt in once before it counts: what fits is in memory then
-    #[arg(long)]
-    pub rehearse: bool,
+    /// Take so many other prompts of the same length in before: what fits is in memory then
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "1",
+          default_value_t = 0, hide_default_value = true, value_parser = clap::value_parser!(u64).range(..=1000))]
+    pub rehearse: u64,
     /// How long each wire is measured, before and after
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     pub probe_seconds: Seconds,

@@ -310,11 +310,12 @@ impl<'a> Bench<'a> {
         let (runtime, mut session) = planned.setup.open(device, model.files.clone())?;
         let open = begin.elapsed();
         let recorder = if traced { Recorder::start(runtime.engine()) } else { None };
-        let prompt = points::prompt(planned.point.prompt_tokens, model.spec.vocab);
+        let mut prompts = points::prompts(planned.point.prompt_tokens, model.spec.vocab);
+        let prompt = prompts.next().unwrap_or_default();
         let count = usize::try_from(planned.point.max_new_tokens).unwrap_or(usize::MAX);
         let request = Request { ignore_eos: true, ..Request::greedy(&prompt, count) };
-        if planned.point.rehearsed {
-            session.prefill(&prompt, Some(interrupt::flag()))?;
+        for other in prompts.take(usize::try_from(planned.point.rehearsed).unwrap_or(usize::MAX)) {
+            session.prefill(&other, Some(interrupt::flag()))?;
             session.reset();
         }
         let run = execute::generate(&runtime, &mut session, &request, &mut |_| Ok(()))?;

@@ -32,6 +32,8 @@ const COLS: usize = 4096;
 const COLS_MAX: usize = 16_384;
 /// Most tokens that are multiplied at once where operations are measured.
 const BATCH_MAX: usize = 128;
+/// As a mixture's experts get of a prompt.
+const BATCH_FEW: usize = 8;
 /// A product of a step's weights and one of so many tell apart what a byte costs and what a product costs beside.
 const PRODUCT_BYTES: usize = 512 << 10;
 const SMALL_A_TURN: u32 = 8;
@@ -103,6 +105,7 @@ pub fn this_text(here: Here<'_>) -> Outcome<String> {
     let _ = writeln!(text, "memory_gib = {}", host.memory_bytes as f64 / gib);
     let _ = writeln!(text, "memory_gb_per_s = {}", host.memory_bytes_per_s as f64 / giga);
     let _ = writeln!(text, "tflops = {}", host.flops_per_s as f64 / 1e12);
+    let _ = writeln!(text, "few_tflops = {}", host.few_flops_per_s as f64 / 1e12);
     let _ = writeln!(text, "attention_tflops = {}", host.attention_flops_per_s as f64 / 1e12);
     let _ = writeln!(text, "product_us = {}", host.product_ns as f64 / 1e3);
     let _ = writeln!(text, "layer_us = {}", host.layer_ns as f64 / 1e3);
@@ -173,6 +176,8 @@ fn this_machine(here: Here<'_>) -> Outcome<Hardware> {
         return Err(stop(Kind::Failed, message));
     };
     let row_bytes = dtype.row_bytes(cols as u64).unwrap_or(1) as f64;
+    // Bytes a second, times the weights of a byte, two operations for each token.
+    let flops = |bytes: f64, tokens: usize| ((bytes * cols as f64 / row_bytes * 2.0 * tokens as f64) as u64).max(1);
     Ok(Hardware {
         name: THIS.to_owned(),
         description: format!("this machine, {} threads, measured now with {dtype}", here.threads),
@@ -182,8 +187,8 @@ fn this_machine(here: Here<'_>) -> Outcome<Hardware> {
             name: "CPU".to_owned(),
             memory_bytes,
             memory_bytes_per_s: (kernels.stream as u64).max(1),
-            // Bytes a second, times the weights of a byte, two operations for each token.
-            flops_per_s: ((kernels.batch * cols as f64 / row_bytes * 2.0 * batch as f64) as u64).max(1),
+            flops_per_s: flops(kernels.batch, batch),
+            few_flops_per_s: flops(kernels.few, BATCH_FEW),
             attention_flops_per_s: (kernels.attention as u64).max(1),
             product_ns: (kernels.product_s * 1e9) as u64,
             layer_ns: (kernels.layer_s * 1e9) as u64,
@@ -199,18 +204,19 @@ fn cols_of(dtype: DType, wanted: u64) -> usize {
     if dtype.row_bytes(wanted as u64).is_some() { wanted } else { COLS }
 }
 
-/// What kernels reach: bytes of weights per second for a token and for a chunk, operations per second of attention, and
+/// What kernels reach: bytes of weights per second for a token, for a chunk and for a few tokens, operations per second of attention, and
 /// the seconds that a product and a layer cost beside.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct KernelRates {
     stream: f64,
     batch: f64,
+    few: f64,
     attention: f64,
     product_s: f64,
     layer_s: f64,
 }
 
-/// Measures products with one token and with `batch`, step by step through more weights than caches hold, as a model's
+/// Measures products with one token, with a few and with `batch`, step by step through more weights than caches hold, as a model's
 /// are; attention over a past of its own; and passes over a state.
 fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize, attention: (u64, u64)) -> KernelRates {
     let row_bytes = dtype.row_bytes(cols as u64).map_or(1, |bytes| bytes as usize).max(1);
@@ -220,7 +226,7 @@ fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize, attention:
     let weights = vec![0x11u8; rows * row_bytes * (STREAM_BYTES / (rows * row_bytes)).max(1)];
     let mut past = Past::new(attention);
     let bytes = |rows: usize| (rows * row_bytes) as f64;
-    let mut measured: [Vec<f64>; 5] = Default::default();
+    let mut measured: [Vec<f64>; 6] = Default::default();
     // The first round wakes threads up and fills caches.
     for round in 0..=ROUNDS {
         let (small_s, large_s) = two_products_s(pool, dtype, cols, &weights, (rows_small, rows));
@@ -229,6 +235,7 @@ fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize, attention:
             stream,
             product_s,
             products_per_s(pool, dtype, cols, &weights, rows, batch),
+            products_per_s(pool, dtype, cols, &weights, rows, BATCH_FEW),
             past.tokens_per_s(pool),
             norms_per_s(pool, cols),
         ];
@@ -240,10 +247,11 @@ fn kernel_rates(pool: &Pool, dtype: DType, cols: usize, batch: usize, attention:
         rates.sort_unstable_by(f64::total_cmp);
         rates.get(rates.len() / 2).copied().unwrap_or(0.0)
     };
-    let [stream, product_s, many, tokens, norms] = measured.map(middle);
+    let [stream, product_s, many, few, tokens, norms] = measured.map(middle);
     KernelRates {
         stream,
         batch: many * bytes(rows),
+        few: few * bytes(rows),
         attention: tokens * past.flops(),
         product_s,
         layer_s: f64::from(LAYER_PASSES) / norms.max(1.0),
@@ -457,8 +465,11 @@ mod tests {
     #[test]
     fn kernels_have_every_rate() {
         let rates = kernel_rates(&Pool::new(1), DType::Q8_0, 256, 2, (512, 1024));
-        let KernelRates { stream, batch, attention, product_s, layer_s } = rates;
-        assert!([stream, batch, attention, layer_s].iter().all(|rate| rate.is_finite() && *rate > 0.0), "{rates:?}");
+        let KernelRates { stream, batch, few, attention, product_s, layer_s } = rates;
+        assert!(
+            [stream, batch, few, attention, layer_s].iter().all(|rate| rate.is_finite() && *rate > 0.0),
+            "{rates:?}"
+        );
         assert!(product_s.is_finite() && product_s >= 0.0, "{rates:?}");
     }
 }

@@ -9,7 +9,9 @@ use crate::open::{IoChoice, StorageOptions, open_storage};
 use crate::{NvmeError, Probe};
 use overspill_core::seam::{Read, ReadFault};
 use overspill_core::{FileId, TransferId};
-use overspill_host::{GRANULE_BYTES, HostError, HugePages, SlabOptions, SlabPool, SlotBuf};
+use overspill_host::limits::memory_limits;
+use overspill_host::{GRANULE_BYTES, HostError, HugePages, Slab, SlabOptions, SlabPool, SlotBuf};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,6 +97,10 @@ pub fn whole(files: &FileSet) -> Vec<Extent> {
 const WARM_UP_SHARE: u32 = 2;
 const WARM_UP_MAX: Duration = Duration::from_millis(500);
 
+/// Requests are read into so much memory, one place after the other: more than processors' caches hold, as weights are.
+/// A virtual disk, whose host copies what it has read, is up to a tenth faster into the same few places again and again.
+const MEMORY_BYTES: usize = 128 << 20;
+
 /// Reads the extents in order, again and again, for this long and a short while before, and says how fast it went.
 ///
 /// # Errors
@@ -106,7 +112,11 @@ pub fn bandwidth(
     shape: Shape,
     duration: Duration,
 ) -> Result<Bandwidth, ProbeError> {
-    let Shape { request_bytes, depth } = shape;
+    check(shape)?;
+    bandwidth_into(&memory(shape.request_bytes * shape.depth)?, files, extents, io, shape, duration)
+}
+
+fn check(Shape { request_bytes, depth }: Shape) -> Result<(), ProbeError> {
     let setting = |setting, value, range| NvmeError::Setting { setting, value, range };
     if request_bytes == 0 || request_bytes > 64 << 20 || !request_bytes.is_multiple_of(GRANULE_BYTES) {
         return Err(setting("request_bytes", request_bytes, "a multiple of 4096, at most 64 MiB").into());
@@ -114,6 +124,19 @@ pub fn bandwidth(
     if !(1..=256).contains(&depth) {
         return Err(setting("depth", depth, "1 to 256").into());
     }
+    Ok(())
+}
+
+/// As [`bandwidth`], into this memory, which holds all requests in flight at least.
+fn bandwidth_into(
+    memory: &Arc<Slab>,
+    files: &Arc<FileSet>,
+    extents: &[Extent],
+    io: IoChoice,
+    shape: Shape,
+    duration: Duration,
+) -> Result<Bandwidth, ProbeError> {
+    let Shape { request_bytes, depth } = shape;
     let mut requests = Requests::new(extents, request_bytes as u64)?;
     let (done, arrived) = crossbeam_channel::unbounded();
     let sink = Box::new(move |completion| done.send(completion).unwrap_or_default());
@@ -123,7 +146,8 @@ pub fn bandwidth(
     if !reader.direct {
         files.drop_cache();
     }
-    let mut buffers = buffers(request_bytes, depth)?;
+    let buffers = (0..memory.len() / request_bytes).map(|index| memory.claim(index * request_bytes, request_bytes));
+    let mut buffers = buffers.collect::<Result<VecDeque<_>, _>>()?;
     let begin = Instant::now();
     let mut start = begin;
     let warm_up = (duration / WARM_UP_SHARE).min(WARM_UP_MAX);
@@ -136,7 +160,7 @@ pub fn bandwidth(
         Read { id: TransferId(slot as u64), file, offset, len, len_min: len, buffer }
     };
     for slot in 0..depth {
-        batch.extend(buffers.pop().map(|buffer| request(slot, buffer, &mut begun)));
+        batch.extend(buffers.pop_front().map(|buffer| request(slot, buffer, &mut begun)));
     }
     let mut in_flight = batch.len();
     storage.submit(&mut batch);
@@ -161,7 +185,8 @@ pub fn bandwidth(
             in_flight -= 1;
             continue;
         }
-        batch.push(request(slot, completion.buffer, &mut begun));
+        buffers.push_back(completion.buffer);
+        batch.extend(buffers.pop_front().map(|buffer| request(slot, buffer, &mut begun)));
         storage.submit(&mut batch);
     }
     let elapsed = elapsed.unwrap_or_else(|| start.elapsed());
@@ -171,15 +196,17 @@ pub fn bandwidth(
     Ok(Bandwidth { bytes_per_s, shape, read_bytes, reads, elapsed, latency, reader })
 }
 
-/// Room for so many requests, of the kind of memory that models are read into: with huge pages, where the system has
-/// them, a disk may be half as fast again.
-fn buffers(request_bytes: usize, depth: usize) -> Result<Vec<SlotBuf>, HostError> {
+/// [`MEMORY_BYTES`], or a quarter of what is free, but so much at least; of the kind that models are read into: with huge
+/// pages, where the system has them, a disk may be half as fast again.
+fn memory(bytes_min: usize) -> Result<Arc<Slab>, HostError> {
     /// Slabs are whole pages, of whatever size.
     const PAGE_BYTES_MAX: usize = 64 << 10;
-    let slab =
-        SlabPool::new((request_bytes * depth).next_multiple_of(PAGE_BYTES_MAX), SlabOptions::default())?.ensure(0)?;
+    let free =
+        memory_limits().available_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let bytes = MEMORY_BYTES.min(free / 4).max(bytes_min).next_multiple_of(PAGE_BYTES_MAX);
+    let slab = SlabPool::new(bytes, SlabOptions::default())?.ensure(0)?;
     slab.back(HugePages::Auto);
-    (0..depth).map(|index| slab.claim(index * request_bytes, request_bytes)).collect()
+    Ok(slab)
 }
 
 /// Finds the smallest reads and the shallowest queue that come within 5 % of the best measured, in about this time.
@@ -199,9 +226,10 @@ pub fn best_shape(
     const ENOUGH: f64 = 0.95;
     let each = duration / (REQUEST_BYTES.len() * DEPTHS.len()) as u32;
     let mut measured: Vec<Bandwidth> = Vec::new();
+    let memory = memory(REQUEST_BYTES[REQUEST_BYTES.len() - 1] * DEPTHS[DEPTHS.len() - 1])?;
     for request_bytes in REQUEST_BYTES {
         for depth in DEPTHS {
-            match bandwidth(files, extents, io, Shape { request_bytes, depth }, each) {
+            match bandwidth_into(&memory, files, extents, io, Shape { request_bytes, depth }, each) {
                 Ok(found) => measured.push(found),
                 // The files are smaller than this request.
                 Err(ProbeError::TooSmall { .. }) if !measured.is_empty() => {}

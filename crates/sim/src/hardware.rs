@@ -43,6 +43,8 @@ pub struct Host {
     pub memory_bytes_per_s: u64,
     /// Multiplications and additions per second that all cores reach together on matrices.
     pub flops_per_s: u64,
+    /// The same where each matrix meets 8 tokens, as the experts of a mixture do while a prompt is taken in.
+    pub few_flops_per_s: u64,
     /// The same of attention over the past, which is computed in single precision whatever weights are stored in.
     pub attention_flops_per_s: u64,
     /// Nanoseconds that a matrix product costs beside reading its weights: activations are prepared, threads are given
@@ -225,9 +227,12 @@ gb_per_s = 3
         assert_eq!((hardware.gpus.len(), hardware.unified_memory, hardware.price), (0, false, None));
         let host = &hardware.host;
         assert_eq!((host.attention_flops_per_s, host.product_ns), (host.flops_per_s, 0));
-        let given = SMALL.replace("tflops = 0.5", "tflops = 0.5\nattention_tflops = 0.02\nproduct_us = 7.5");
+        assert_eq!(host.few_flops_per_s, host.flops_per_s);
+        let given =
+            SMALL.replace("tflops = 0.5", "tflops = 0.5\nfew_tflops = 0.2\nattention_tflops = 0.02\nproduct_us = 7.5");
         let host = Hardware::parse("small.toml", &given).unwrap().host;
         assert_eq!((host.attention_flops_per_s, host.product_ns), (20_000_000_000, 7500));
+        assert_eq!(host.few_flops_per_s, 200_000_000_000);
     }
 
     #[test]

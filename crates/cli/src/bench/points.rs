@@ -1,6 +1,6 @@
 //! The configurations of a benchmark: every combination of what was asked for, once each.
 
-use crate::args::{BenchArgs, DeviceArg, HugePagesArg, PlacementArgs, SplitArg};
+use crate::args::{BenchArgs, DeviceArg, PlacementArgs, SplitArg};
 use crate::execute::{Settings, Setup};
 use crate::sizes::{Size, human_bytes};
 use clap::ValueEnum;
@@ -38,7 +38,7 @@ pub struct Point {
     pub cold: bool,
     /// Whether the prompt was taken in once before it counted.
     #[serde(default)]
-    pub rehearsed: bool,
+    pub rehearsed: u64,
 }
 
 /// A configuration, ready to run.
@@ -99,7 +99,7 @@ pub fn of_model(args: &BenchArgs, index: usize, path: &str) -> Vec<Planned> {
                                 evict,
                                 prefetch,
                                 io,
-                                huge_pages: HugePagesArg::Auto,
+                                huge_pages: args.huge_pages,
                                 split: SplitArg::Auto,
                             };
                             lengths(args, index, path, &placement, &threads, &mut |planned: Planned| {
@@ -210,20 +210,20 @@ pub fn varying<'a>(points: impl Iterator<Item = &'a Point>) -> Vec<&'static str>
     values.into_iter().filter(|(_, seen)| seen.len() > 1).map(|(name, _)| name).collect()
 }
 
-/// A prompt of so many tokens of the model's vocabulary, the same every time. It says nothing of sense: benchmarks
-/// measure the way of weights, which no text of a dense model changes; a mixture's router sees arbitrary tokens.
-pub fn prompt(tokens: u64, vocab: usize) -> Vec<u32> {
+/// Prompts of so many tokens of the model's vocabulary, one after the other: the first is measured, others rehearse. They
+/// are the same every time, and say nothing of sense: benchmarks measure the way of weights, which no text of a dense
+/// model changes; a mixture's router sees arbitrary tokens, and should not know a prompt's experts from its rehearsal.
+pub fn prompts(tokens: u64, vocab: usize) -> impl Iterator<Item = Vec<u32>> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let vocab = vocab.max(1) as u64;
-    (0..tokens)
-        .map(|_| {
-            // xorshift64
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state % vocab) as u32
-        })
-        .collect()
+    let mut draw = move || {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % vocab) as u32
+    };
+    std::iter::repeat_with(move || (0..tokens).map(|_| draw()).collect())
 }
 
 /// Facts by which a model is known again under another path.
@@ -291,8 +291,9 @@ mod tests {
 
     #[test]
     fn prompts_are_of_the_vocabulary_and_the_same_every_time() {
-        let tokens = prompt(100, 7);
-        assert!(tokens.len() == 100 && tokens.iter().all(|&token| token < 7));
-        assert_eq!(tokens, prompt(100, 7));
+        let two = || prompts(100, 7).take(2).collect::<Vec<_>>();
+        assert!(two().iter().all(|tokens| tokens.len() == 100 && tokens.iter().all(|&token| token < 7)));
+        assert_eq!(two(), two());
+        assert_ne!(two()[0], two()[1]);
     }
 }

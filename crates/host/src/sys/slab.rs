@@ -26,14 +26,16 @@ pub struct Slab {
     tally: Arc<Tally>,
 }
 
-/// Nothing is known: not backed yet, or in small pages.
-const UNKNOWN: u8 = 0;
+/// Up to here the state counts how much was read into the piece once more, in [`WEAR_BYTES`]; it is not backed yet, or
+/// in small pages as far as is known. With so much it is worn: weights stream through it. What is read once more since
+/// other weights are to stay comes less far.
+const WORN: u8 = (WORN_READS * HUGE_BYTES / WEAR_BYTES) as u8;
+const WEAR_BYTES: usize = 128 << 10;
+const WORN_READS: usize = 3;
 /// One huge page.
-const HUGE: u8 = 1;
+const HUGE: u8 = u8::MAX;
 /// The system would not have it in one.
-const REFUSED: u8 = 2;
-/// In small pages as far as is known, and read into again and again.
-const WORN: u8 = 3;
+const REFUSED: u8 = u8::MAX - 1;
 
 /// How moving a piece into a huge page ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,7 @@ impl Slab {
         let granules = bytes / GRANULE_BYTES;
         let taken = (0..granules.div_ceil(BITS)).map(|_| AtomicU64::new(0)).collect();
         let holders = (0..granules).map(|_| AtomicU32::new(0)).collect();
-        let pages = (0..bytes / HUGE_BYTES).map(|_| AtomicU8::new(UNKNOWN)).collect();
+        let pages = (0..bytes / HUGE_BYTES).map(|_| AtomicU8::new(0)).collect();
         tally.mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Self { map, taken, holders, locked, pages, tally })
     }
@@ -125,7 +127,7 @@ impl Slab {
 
     /// The first piece that may lie in small pages, and that the system has not refused to collapse.
     pub(crate) fn small_piece(&self) -> Option<usize> {
-        self.first_piece(0, |state| state == UNKNOWN || state == WORN)
+        self.first_piece(0, |state| state <= WORN)
     }
 
     /// The first piece from `start` on that is [worn](Self::wear).
@@ -141,14 +143,16 @@ impl Slab {
 
     /// Says that a range was read into once more. True if it touches pieces that should rather be huge pages.
     pub(crate) fn wear(&self, range: Range<usize>) -> bool {
-        let pieces = range.start / HUGE_BYTES..range.end.div_ceil(HUGE_BYTES).min(self.pages.len());
+        let first = range.start / HUGE_BYTES;
+        let pieces = first..range.end.div_ceil(HUGE_BYTES).min(self.pages.len());
         let mut worn = false;
-        for page in self.pages.get(pieces).unwrap_or_default() {
-            let state = page.load(Ordering::Relaxed);
-            if state == UNKNOWN {
-                let _ = page.compare_exchange(UNKNOWN, WORN, Ordering::Relaxed, Ordering::Relaxed);
-            }
-            worn |= state == UNKNOWN || state == WORN;
+        for (page, piece) in self.pages.get(pieces).unwrap_or_default().iter().zip(first..) {
+            let (start, end) = (piece * HUGE_BYTES, (piece + 1) * HUGE_BYTES);
+            let wear = (range.end.min(end) - range.start.max(start)).div_ceil(WEAR_BYTES) as u8;
+            let before = page.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| {
+                (state < WORN).then(|| state.saturating_add(wear).min(WORN))
+            });
+            worn |= before.map_or_else(|state| state == WORN, |state| state.saturating_add(wear) >= WORN);
         }
         worn
     }

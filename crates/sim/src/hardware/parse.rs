@@ -203,6 +203,7 @@ fn host(keys: Keys<'_>) -> Read<Host> {
         memory_bytes: keys.needed("memory_gib", GIB)?,
         memory_bytes_per_s: keys.needed("memory_gb_per_s", GIGA)?,
         flops_per_s,
+        few_flops_per_s: keys.scaled("few_tflops", 1e12)?.unwrap_or(flops_per_s),
         attention_flops_per_s: keys.scaled("attention_tflops", 1e12)?.unwrap_or(flops_per_s),
         product_ns: keys.micros("product_us", 0.0)?,
         layer_ns: keys.micros("layer_us", 20.0)?,

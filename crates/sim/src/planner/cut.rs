@@ -102,18 +102,33 @@ impl Distinct {
     }
 }
 
-/// Nanoseconds that a part computes: reading its weights, or operating on them, whichever takes longer; then the same of
-/// the past, where there is attention; and what its products cost beside.
+/// Tokens of a product for which a [`Computes::few_flops_per_s`] is, and from which on more of them bring nothing.
+const FEW: f64 = 8.0;
+const MANY: f64 = 64.0;
+
+/// Seconds in which so many weights are multiplied with so many tokens: what reading them takes with one, and with more
+/// what lies between the speeds that are known, at least.
+fn products_s(bytes: f64, parameters: f64, tokens: f64, compute: &Computes) -> f64 {
+    let read = bytes / compute.memory_bytes_per_s as f64;
+    let operate = |tokens: f64, flops_per_s: u64| 2.0 * parameters * tokens / flops_per_s as f64;
+    if tokens >= MANY {
+        return read.max(operate(tokens, compute.flops_per_s));
+    }
+    let few = read.max(operate(FEW, compute.few_flops_per_s));
+    let ((from, from_s), (to, to_s)) =
+        if tokens < FEW { ((1.0, read), (FEW, few)) } else { ((FEW, few), (MANY, operate(MANY, compute.flops_per_s))) };
+    read.max(from_s + (to_s - from_s) * (tokens - from) / (to - from))
+}
+
+/// Nanoseconds that a part computes: its weights, and the past where there is attention, which is read, or operated on,
+/// whichever takes longer; and what its products cost beside.
 fn part_ns(shape: &ModelShape, part: &Part, distinct: u32, phase: Phase, compute: &Computes) -> u64 {
     let tokens = phase.tokens as f64;
-    let read = part.bytes as f64 * f64::from(distinct);
-    let mut flops = 2.0 * part.parameters as f64 * f64::from(part.used) * tokens;
-    if part.kind == PartKind::Head {
-        // Only the last token's logits are wanted.
-        flops = 2.0 * part.parameters as f64;
-    }
-    let mut fixed = compute.product_ns as f64 * f64::from(part.products) * f64::from(distinct);
-    let mut seconds = (read / compute.memory_bytes_per_s as f64).max(flops / compute.flops_per_s as f64);
+    let units = f64::from(distinct);
+    // Only the last token's logits are wanted.
+    let of_each = if part.kind == PartKind::Head { 1.0 } else { f64::from(part.used) * tokens / units.max(1.0) };
+    let mut fixed = compute.product_ns as f64 * f64::from(part.products) * units;
+    let mut seconds = units * products_s(part.bytes as f64, part.parameters as f64, of_each, compute);
     if part.kind == PartKind::Attention
         && let Some(kv) = shape.kv.get(part.layer as usize)
     {

@@ -84,6 +84,7 @@ impl Budgets {
 pub(super) struct Computes {
     pub(super) memory_bytes_per_s: u64,
     pub(super) flops_per_s: u64,
+    pub(super) few_flops_per_s: u64,
     pub(super) attention_flops_per_s: u64,
     pub(super) product_ns: u64,
     pub(super) layer_ns: u64,
@@ -122,6 +123,7 @@ impl Machine {
             return vec![Computes {
                 memory_bytes_per_s: host.memory_bytes_per_s,
                 flops_per_s: host.flops_per_s,
+                few_flops_per_s: host.few_flops_per_s,
                 attention_flops_per_s: host.attention_flops_per_s,
                 product_ns: host.product_ns,
                 layer_ns: host.layer_ns,
@@ -140,6 +142,7 @@ impl Machine {
             Computes {
                 memory_bytes_per_s: gpu.memory_bytes_per_s,
                 flops_per_s: gpu.flops_per_s,
+                few_flops_per_s: gpu.flops_per_s,
                 attention_flops_per_s: gpu.flops_per_s,
                 // Launches are what a layer costs.
                 product_ns: 0,

@@ -66,7 +66,7 @@ pub(super) fn rows_f32<S: Source>(weights: &[u8], rows: usize, x: &Input, out: &
 pub(super) fn rows32<Q: Simd32>(weights: &[u8], rows: usize, x: &Input, out: &mut Out<'_>) {
     // SAFETY: reachable only through `table`, which checks the features.
     unsafe {
-        if x.batch() < packed::TOKENS_MIN_32 || rows < packed::ROWS {
+        if x.batch() < packed::tokens_min_32::<Q>() || rows < packed::ROWS {
             q8::rows32::<Q>(weights, rows, x, out);
         } else {
             packed::rows32::<Q>(weights, rows, x, out);
