@@ -276,6 +276,25 @@ fn a_mixture_that_memory_holds_is_not_read_from_disk() {
     }
 }
 
+/// Prompts of a mixture came half as slow again as planned: its experts meet a few tokens each, which kernels are slower at.
+#[test]
+fn experts_of_a_prompt_meet_few_tokens() {
+    let habit = Habit::Uniform;
+    let seconds = |shape: &ModelShape, few_flops_per_s: u64, tokens: u64| {
+        let mut machine = machine("laptop", Device::Cpu, 0, 64 * GIB);
+        machine.hardware.host.few_flops_per_s = few_flops_per_s;
+        let phase = Phase { tokens, past: 0 };
+        let question = Question { phase, chunk: tokens, ..question(Cut::Coarse, &habit) };
+        predict(shape, &machine, &question).unwrap().compute_seconds
+    };
+    let many = shipped("laptop").host.flops_per_s;
+    let (mixture, dense) = (mixture_30b(), dense_8b());
+    assert!(seconds(&mixture, many / 4, 64) > 1.5 * seconds(&mixture, many, 64));
+    close("a token", seconds(&mixture, many / 4, 1), seconds(&mixture, many, 1), 1e-9);
+    close("a dense model's chunk", seconds(&dense, many / 4, 64), seconds(&dense, many, 64), 1e-9);
+    assert!(seconds(&dense, many / 4, 16) > 1.1 * seconds(&dense, many, 16));
+}
+
 /// A q4_0 mixture took half as long again as its plan said: its many small products, and attention in single precision,
 /// had been planned at the speed of large products.
 #[test]
