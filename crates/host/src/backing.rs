@@ -31,8 +31,7 @@ const QUIET_MAX: Duration = Duration::from_secs(4);
 /// whether somebody computes. At a fifth, the first 48 tokens on two cores came 18 % slower than without huge pages.
 const REST: u32 = 49;
 /// So much is collapsed without a rest of what weights stream through: the windows of the fastest disks, whose processors
-/// wait for them. More are worn where experts come and go, whose processors have better to do: with 512 MiB, prompts of a
-/// mixture came at half their speed.
+/// wait for them. More are worn where experts come and go, whose processors may have better to do.
 const WORN_BYTES_AT_ONCE: u64 = 128 << 20;
 const REST_WORN: u32 = 9;
 /// After a round in which all such pieces were busy, or memory short; it doubles up to [`QUIET_MAX`].
